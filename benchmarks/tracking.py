@@ -1,0 +1,234 @@
+"""How fast experiments are recorded and found again: ``python -m benchmarks.tracking [--small]``.
+
+Everything is measured in this run, on this machine: medians of five or more, wall time unless the line says CPU.
+Other tools are measured beside coral where they are installed, with their own defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from coral.experiments import ExperimentTracker
+from coral.experiments.index import CACHE_KEY
+from coral.repository import Repository
+
+ROUNDS = 5
+
+
+class Table:
+    """Prints one line a measurement: what, coral, the bar, and the others."""
+
+    def line(self, what: str, value: str, bar: str = "") -> None:
+        """One row."""
+        print(f"{what:<58} {value:>22}  {bar}", flush=True)
+
+
+def median(measure: Callable[[], float], rounds: int = ROUNDS) -> float:
+    """The median of several measurements."""
+    return statistics.median(measure() for _ in range(rounds))
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that an action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def calls_a_second(log: Callable[[str, float, int], object], calls: int, threads: int = 1) -> float:
+    """Logging calls a second of wall time, all threads together."""
+    values = [random.random() for _ in range(calls // threads)]
+
+    def loop() -> None:
+        for step, value in enumerate(values):
+            log("loss", value, step)
+
+    workers = [threading.Thread(target=loop) for _ in range(threads)]
+
+    def all_of_them() -> None:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+
+    return len(values) * threads / timed(all_of_them if threads > 1 else loop)
+
+
+def logging(table: Table, folder: Path, calls: int) -> None:
+    """Log calls a second from one thread and from four, and what the history costs afterwards."""
+    tracker = ExperimentTracker(Repository(folder / "logging", init=True))
+    for threads, bar in ((1, ">= 200,000"), (4, ">= 120,000")):
+        rates = []
+        for _ in range(ROUNDS):
+            with tracker.run("speed") as run:
+                rates.append(calls_a_second(run.log, calls, threads))
+        table.line(f"log calls a second, {threads} thread(s), {calls:,} calls", f"{statistics.median(rates):,.0f}", bar)
+    with tracker.run("history") as run:
+        for step in range(calls):
+            run.log("loss", random.random(), step=step)
+    file = tracker.repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    table.line("bytes a point once folded", f"{file.stat().st_size / calls:.1f}", "<= 25")
+
+    def load() -> None:
+        history = tracker.get(run.experiment_id).get_metric_history("loss")
+        assert len(history) == calls and history[-1].step == calls - 1
+
+    table.line(f"load a {calls:,}-point history", f"{median(lambda: timed(load)) * 1e3:.1f} ms", "<= 40 ms for 100,000")
+
+
+def queries(table: Table, folder: Path, runs: int, bar: bool) -> None:
+    """The best of many runs: indexed in a warm process, and with the index deleted."""
+    repo = Repository(folder / f"runs-{runs}", init=True)
+    _many_runs(repo, runs)
+    tracker = ExperimentTracker(repo)
+
+    def best(asked: ExperimentTracker) -> None:
+        assert len(asked.find_best("val_loss", mode="min", limit=10)) == 10
+
+    best(tracker)
+    indexed = median(lambda: timed(lambda: best(tracker)))
+
+    def cold() -> float:
+        repo.storage.remove(CACHE_KEY)
+        fresh = ExperimentTracker(repo)
+        return timed(lambda: best(fresh))
+
+    deleted = median(cold)
+    opened = median(lambda: timed(lambda: best(ExperimentTracker(repo))))
+    table.line(f"best of {runs:,} runs, indexed", f"{indexed * 1e3:.1f} ms", "<= 50 ms" if bar else "")
+    table.line(f"best of {runs:,} runs, index read from its file", f"{opened * 1e3:.1f} ms")
+    table.line(f"best of {runs:,} runs, index deleted", f"{deleted * 1e3:.1f} ms", "<= 300 ms" if bar else "")
+
+
+def _many_runs(repo: Repository, count: int) -> None:
+    """Runs as they are on disk, copied from one that was really made, with values of their own."""
+    tracker = ExperimentTracker(repo)
+    with tracker.run("sweep", params={"lr": 1e-3, "opt": {"name": "adamw", "wd": 0.1}}, tags=["sweep"]) as run:
+        for step in range(50):
+            run.log_metrics({"train_loss": 777.5, "val_loss": 888.5, "val_acc": 0.5}, step=step)
+    model = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_text()
+    rng = random.Random(1)
+    for number in range(count - 1):
+        text = model.replace(run.experiment_id, f"{number:012x}").replace("888.5", repr(rng.random()))
+        (repo.coral_dir / "experiments" / f"{number:012x}.json").write_text(text)
+    _age(repo.coral_dir / "experiments")
+
+
+def _age(folder: Path) -> None:
+    """Let the files be older than a clock tick, as they are when one asks about finished runs."""
+    for path in [*folder.iterdir(), folder]:
+        os.utime(path, ns=(time.time_ns() - 60 * 10**9,) * 2)
+
+
+def killed(table: Table, folder: Path, calls: int) -> None:
+    """Points lost when the process is killed with SIGKILL right after its last call returned."""
+    repo = Repository(folder / "killed", init=True)
+    script = (
+        "import sys, time; from coral.repository import Repository; from coral.experiments import ExperimentTracker\n"
+        "run = ExperimentTracker(Repository(sys.argv[1])).start('killed')\n"
+        f"for step in range({calls}): run.log('loss', step / 7, step=step)\n"
+        "print('done', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(repo.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (run,) = ExperimentTracker(repo).list()
+    table.line(f"points lost to kill -9, of {calls:,}", f"{calls - len(run.metrics):,}", "0")
+
+
+def importing(table: Table) -> None:
+    """CPU seconds of ``import coral.experiments``, less those of Python alone."""
+
+    def cpu(code: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    alone = median(lambda: cpu("pass"))
+    table.line(
+        "import coral.experiments", f"{median(lambda: cpu('import coral.experiments')) - alone:.3f} s CPU", "<= 0.25 s"
+    )
+
+
+def others(table: Table, folder: Path, calls: int) -> None:
+    """The same loop with the tools that are installed."""
+    for name, module, measure in (
+        ("TensorBoard", "tensorboard", _tensorboard),
+        ("MLflow", "mlflow", _mlflow),
+        ("trackio", "trackio", _trackio),
+    ):
+        if importlib.util.find_spec(module) is None:
+            table.line(f"log calls a second, {name}", "not installed")
+            continue
+        rate = median(lambda run=measure: run(folder, calls))  # type: ignore[misc]
+        table.line(f"log calls a second, {name}, {calls:,} calls", f"{rate:,.0f}")
+
+
+def _tensorboard(folder: Path, calls: int) -> float:
+    tensorboard = importlib.import_module("torch.utils.tensorboard")
+    with tensorboard.SummaryWriter(tempfile.mkdtemp(dir=folder)) as writer:
+        return calls_a_second(writer.add_scalar, calls)
+
+
+def _mlflow(folder: Path, calls: int) -> float:
+    mlflow = importlib.import_module("mlflow")
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    with mlflow.start_run():
+        return calls_a_second(lambda name, value, step: mlflow.log_metric(name, value, step=step), min(calls, 500))
+
+
+def _trackio(folder: Path, calls: int) -> float:
+    trackio = importlib.import_module("trackio")
+
+    os.environ["TRACKIO_DIR"] = str(folder / "trackio")
+    trackio.init(project="bench", embed=False)
+    try:
+        return calls_a_second(lambda name, value, step: trackio.log({name: value}, step=step), calls)
+    finally:
+        trackio.finish()
+
+
+def sizes(small: bool) -> Iterator[tuple[int, bool]]:
+    """How many runs to search, and whether that size has a bar."""
+    yield from ((200, False),) if small else ((1_000, False), (10_000, True))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="a smoke run of a few seconds")
+    small = parser.parse_args().small
+    calls = 5_000 if small else 100_000
+    folder, table = Path(tempfile.mkdtemp(prefix="coral-bench-", dir=Path.cwd())), Table()
+    try:
+        print(f"medians of {ROUNDS}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; files in {folder.parent}")
+        logging(table, folder, calls)
+        for runs, bar in sizes(small):
+            queries(table, folder, runs, bar)
+        killed(table, folder, calls)
+        importing(table)
+        others(table, folder, calls)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

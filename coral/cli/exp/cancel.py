@@ -1,0 +1,28 @@
+"""``coral exp cancel``: end a run that was called off."""
+
+from __future__ import annotations
+
+import click
+
+from coral.cli.output import json_option, print_json
+from coral.cli.runs import attach, describe_end, run_data, run_option
+from coral.cli.session import Session, pass_session
+
+
+@click.command()
+@click.option("-m", "--message", metavar="TEXT", help="Why.")
+@run_option
+@json_option
+@pass_session
+def command(session: Session, message: str | None, run: str | None, as_json: bool) -> None:
+    """End a run: its status is CANCELLED.
+
+    \b
+    Example:
+      coral exp cancel -m "the wrong data"
+    """
+    ended = attach(session, run).cancel(message)
+    if as_json:
+        print_json(run_data(ended))
+    else:
+        session.say(describe_end(ended))

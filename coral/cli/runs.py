@@ -1,0 +1,115 @@
+"""What the commands about runs share: which run is meant, and how runs look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from coral.cli.complete import complete_run
+from coral.cli.output import age, duration, print_table
+from coral.cli.session import Session
+from coral.errors import ConflictError, ExperimentNotFoundError
+
+if TYPE_CHECKING:
+    from coral.experiments import Experiment, ExperimentTracker, Run
+
+STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+
+run_option = click.option("--run", metavar="ID", shell_complete=complete_run, help="The run, if not CORAL_RUN.")
+
+
+def tracker_of(session: Session) -> ExperimentTracker:
+    """The experiments of the repository that the working folder is in."""
+    from coral.experiments import ExperimentTracker
+
+    return ExperimentTracker(session.open())
+
+
+def attach(session: Session, given: str | None) -> Run:
+    """Open the run that is meant, to log to it or to end it.
+
+    Raises:
+        ExperimentNotFoundError: there is none.
+        ConflictError: it has ended, a process owns it, or it could be one of several.
+    """
+    tracker = tracker_of(session)
+    wanted = given or session.run
+    if wanted is not None:
+        return tracker.attach(wanted)
+    running = [run for run in tracker.running() if run.owner == "shell"]
+    if not running:
+        raise ExperimentNotFoundError("no run is open in this repository", hint="start one: 'coral exp start NAME'")
+    if len(running) > 1:
+        listed = ", ".join(f"{run.experiment_id} ({run.name})" for run in running[:5])
+        raise ConflictError(
+            f"{len(running)} runs are open: {listed}", hint="say which with --run ID, or export CORAL_RUN=ID"
+        )
+    return tracker.attach(running[0].experiment_id)
+
+
+def run_data(run: Experiment) -> dict[str, Any]:
+    """A run for JSON, without its points."""
+    commits = [
+        {"commit_hash": one.commit_hash, "step": one.step, "metrics": one.metrics, "time": one.timestamp}
+        for one in run.commits
+    ]
+    artifacts = [
+        {"name": one.name, "kind": one.kind, "bytes": one.nbytes, "time": one.timestamp} for one in run.list_artifacts()
+    ]
+    return {
+        **run.to_dict(),
+        "owner": run.owner,
+        "duration": run.duration,
+        "commits": commits,
+        "artifacts": artifacts,
+        "metrics": metrics_data(run),
+    }
+
+
+def metrics_data(run: Experiment) -> dict[str, dict[str, object]]:
+    """Latest, least and greatest value, and number of points of each metric."""
+    import math
+
+    found: dict[str, dict[str, object]] = {}
+    for name in run.metric_names:
+        points = run.get_metric_history(name)
+        finite = [value for value in points.values if math.isfinite(value)]
+        found[name] = {
+            "latest": points.values[-1] if points.values else None,
+            "step": points.steps[-1] if points.steps else None,
+            "min": min(finite, default=None),
+            "max": max(finite, default=None),
+            "count": len(points),
+        }
+    return found
+
+
+def print_runs(runs: Sequence[Experiment]) -> None:
+    """Print a table of runs."""
+    rows = [
+        [
+            run.experiment_id,
+            str(run.status),
+            age(run.started_at or run.created_at),
+            duration(run.duration),
+            run.branch or "-",
+            run.name,
+        ]
+        for run in runs
+    ]
+    print_table(("id", "status", "started", "took", "branch", "name"), rows, right=(3,))
+
+
+def describe_end(run: Experiment) -> str:
+    """How a run ended, in one line."""
+    at = f", commit {run.commit_hash[:10]}" if run.commit_hash else ""
+    return f"{run.name} ({run.experiment_id}) {run.status} after {duration(run.duration)}{at}"
+
+
+def param_text(value: object) -> str:
+    """A parameter in one line, as -p takes it."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,128 @@
+"""Files as named tensors: what is a tensor in a checkpoint file, what is not, and how the file is written back.
+
+Every container is a skeleton plus the spans of its tensors, and restores byte for byte. A file is known by its
+content, never by its name alone; what is not understood is one opaque span of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from coral.containers import npy, safetensors, torchzip, zips
+from coral.containers.file import Output, Parsed, ParsedFile, ReadRecord, TensorView, write_record
+from coral.containers.source import BufferSource, TensorSource
+from coral.containers.zips import NotThisError
+from coral.errors import FormatError
+from coral.format.manifest import Manifest
+
+__all__ = ["Output", "ParsedFile", "ReadRecord", "TensorSource", "TensorView", "parse", "restore", "views"]
+
+OPAQUE_NAME = "data"
+"""The name of an opaque file's one record."""
+
+_POINTER_STARTS = (b"version https://git-lfs", b"coral manifest ", b"coral pointer ")
+
+
+def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
+    """Take a file apart into named tensors and the rest.
+
+    Args:
+        path: any regular file.
+        opaque: keep the file whole, whatever it is.
+
+    Raises:
+        FormatError: a file named ``.safetensors`` that is malformed.
+        NotFoundError, StorageError: the file cannot be read.
+        UsageError: a folder, pipe or device.
+    """
+    if opaque:
+        return ParsedFile(path, _parse_opaque)
+    named_safetensors = path.suffix.lower() == ".safetensors"
+    return ParsedFile(path, lambda data: _parse_content(data, named_safetensors=named_safetensors))
+
+
+def _parse_content(data: memoryview, *, named_safetensors: bool) -> Parsed:
+    is_zip = zips.is_zip(data) and not safetensors.looks_like_safetensors(data)
+    if safetensors.looks_like_safetensors(data) or (named_safetensors and not is_zip):
+        try:
+            return safetensors.parse(data)
+        except FormatError as error:
+            # Other formats may look like one; only the name makes it a promise that is broken.
+            if named_safetensors:
+                raise _explained(error, data) from None
+    try:
+        return _parse_archive(data)
+    except NotThisError:
+        return _parse_opaque(data)
+
+
+def _parse_archive(data: memoryview) -> Parsed:
+    if npy.looks_like_npy(data):
+        return npy.parse_npy(data)
+    if not zips.is_zip(data):
+        raise NotThisError("no known container")
+    members = zips.stored_members(data)
+    try:
+        return torchzip.parse(data, members)
+    except NotThisError:
+        return npy.parse_npz(data, members)
+
+
+def _explained(error: FormatError, data: memoryview) -> FormatError:
+    if bytes(data[:32]).startswith(_POINTER_STARTS):
+        return FormatError(
+            "this is a pointer to a file, not the safetensors file itself",
+            hint="fetch the real file first (git lfs pull), or add it with --opaque",
+        )
+    return FormatError(error.message, hint=error.hint or "the file is damaged; save it again, or add it with --opaque")
+
+
+def _parse_opaque(data: memoryview) -> Parsed:
+    return Parsed("opaque", None, (), [BufferSource(OPAQUE_NAME, "U8", (len(data),), data)])
+
+
+def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: Output) -> None:
+    """Write a file back, byte for byte.
+
+    Args:
+        manifest: what :func:`parse` found, its tensors kept.
+        skeleton: the skeleton's bytes; None when canonical.
+        read: yields a record's bytes in order.
+        out: appended to; bytes already written may be overwritten.
+
+    Raises:
+        FormatError: a skeleton that does not fit its manifest.
+        CorruptionError: a record's bytes are not as many as they should be.
+    """
+    if manifest.container == "safetensors":
+        safetensors.restore(manifest, skeleton, read, out)
+    elif manifest.container == "opaque":
+        _restore_opaque(manifest, read, out)
+    elif manifest.container == "npy":
+        npy.restore_npy(manifest, _needed(skeleton), read, out)
+    else:
+        zips.restore(manifest, _needed(skeleton), read, out)
+
+
+def _needed(skeleton: bytes | None) -> bytes:
+    if skeleton is None:
+        raise FormatError("a manifest without the skeleton that its container needs")
+    return skeleton
+
+
+def _restore_opaque(manifest: Manifest, read: ReadRecord, out: Output) -> None:
+    if len(manifest.records) != 1:
+        raise FormatError(f"an opaque file's manifest lists {len(manifest.records)} tensors instead of one")
+    write_record(manifest.records[0], read, out.write)
+
+
+def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView]:
+    """The tensors that a file holds, by name; each is a record, or a view of one.
+
+    Raises:
+        FormatError: a skeleton that does not fit its manifest.
+    """
+    if manifest.container == "torch":
+        return torchzip.views(manifest, _needed(skeleton))
+    return {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}

@@ -1,0 +1,127 @@
+"""What every container shares: a file taken apart, the views of its tensors, and writing its spans back."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from coral.containers.source import TensorSource
+from coral.errors import CorruptionError, UsageError
+from coral.format.manifest import TensorRecord
+from coral.storage.folder import translate_errors
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+ReadRecord = Callable[[TensorRecord], "Iterator[Buffer]"]
+"""Yields a record's bytes in order, in pieces of any size."""
+
+
+class Output(Protocol):
+    """Where a file is written back to: bytes appended, and bytes already written overwritten."""
+
+    def write(self, data: Buffer) -> None: ...
+
+    def patch(self, offset: int, data: bytes) -> None: ...
+
+
+class TensorView(NamedTuple):
+    """A tensor of a file, as a view of one of its records.
+
+    Attributes:
+        name: the tensor's own name.
+        record_name: the record that holds its bytes.
+        dtype: safetensors name; the record's own.
+        shape: elements along each axis.
+        stride: elements between neighbours along each axis; None when the tensor is the whole record.
+        offset: elements of the record before the first one.
+    """
+
+    name: str
+    record_name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+    offset: int = 0
+
+
+class Parsed(NamedTuple):
+    """What a container's parser found in a file's bytes."""
+
+    container: str
+    skeleton: bytes | None
+    metadata: tuple[tuple[str, str], ...]
+    tensors: Sequence[TensorSource]
+
+
+class ParsedFile:
+    """A file taken apart into tensors and the rest; a context manager that keeps the file mapped.
+
+    Attributes:
+        container: one of :data:`coral.format.manifest.CONTAINER_NAMES`.
+        skeleton: the bytes that are not tensors; None when they regenerate ("canonical").
+        metadata: the container's own key-value pairs, in its order.
+        tensors: in the file's order; their bytes are slices of the mapping.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[memoryview], Parsed]) -> None:
+        self._mapping = _map(path)
+        try:
+            with memoryview(self._mapping) as data:
+                # A slice has a life of its own, so that tensors handed out outlive the view taken here.
+                parsed = parse(data[:])
+        except BaseException:
+            self._unmap()
+            raise
+        self.container = parsed.container
+        self.skeleton = parsed.skeleton
+        self.metadata = parsed.metadata
+        self.tensors = parsed.tensors
+
+    def close(self) -> None:
+        """Let go of the file; its memory stays mapped while a slice of it is still held somewhere."""
+        self.tensors = ()
+        self._unmap()
+
+    def _unmap(self) -> None:
+        if isinstance(self._mapping, mmap.mmap):
+            with contextlib.suppress(BufferError):
+                self._mapping.close()
+
+    def __enter__(self) -> ParsedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _map(path: Path) -> mmap.mmap | bytes:
+    with translate_errors(path):
+        # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise UsageError(f"{path} is not a regular file")
+            return mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ) if status.st_size else b""
+        finally:
+            os.close(fd)
+
+
+def write_record(record: TensorRecord, read: ReadRecord, write: Callable[[Buffer], None]) -> None:
+    """Write all bytes of a record, and check that they are as many as its shape says.
+
+    Raises:
+        CorruptionError: more or fewer bytes came.
+    """
+    done = 0
+    for piece in read(record):
+        done += memoryview(piece).nbytes
+        write(piece)
+    if done != record.nbytes:
+        raise CorruptionError(f"tensor {record.name!r} should have {record.nbytes} bytes, {done} came")

@@ -1,0 +1,21 @@
+"""Experiments: runs with their parameters, metrics and artifacts, linked to the commits that came of them."""
+
+from __future__ import annotations
+
+from coral.experiments.backend import TrackingBackend
+from coral.experiments.experiment import Experiment, ExperimentMetric, ExperimentStatus
+from coral.experiments.query import Lineage
+from coral.experiments.results import Results
+from coral.experiments.run import Run
+from coral.experiments.tracker import ExperimentTracker
+
+__all__ = [
+    "Experiment",
+    "ExperimentMetric",
+    "ExperimentStatus",
+    "ExperimentTracker",
+    "Lineage",
+    "Results",
+    "Run",
+    "TrackingBackend",
+]

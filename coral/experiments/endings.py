@@ -1,0 +1,159 @@
+"""How a process ends, told truthfully to its runs: by itself, by an uncaught exception, by Ctrl-C, by a signal.
+
+Handlers are chained, never replaced: whoever was there before is called as before, and a signal whose default is
+to kill the process still kills it, with that exit status. What cannot be caught (SIGKILL, power) is found out by
+others through the run's lock; see ``liveness``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from coral.experiments.experiment import ExperimentStatus
+from coral.experiments.scalars import Json
+
+Failure = dict[str, Json]
+_Handler = Callable[[int, FrameType | None], Any] | int | None
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Endable(Protocol):
+    """A live run."""
+
+    thread_id: int
+
+    def finish(self, status: ExperimentStatus, failure: Failure | None) -> None:
+        """End it, if it has not ended; never raises because of the storage."""
+
+
+class _State:
+    """What this process knows of its end."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.live: dict[int, Endable] = {}
+        self.uncaught: BaseException | None = None
+        self.signal: int | None = None
+        self.previous: dict[int, _Handler] = {}
+        self.hooked = False
+
+
+_state = _State()
+
+
+def watch(run: Endable) -> None:
+    """End this run when the process ends; call :func:`forget` once it has ended."""
+    global _state
+    if _state.pid != os.getpid():
+        _state = _forked(_state)
+    _state.live[id(run)] = run
+    _hook_once()
+    _hook_signals()
+
+
+def forget(run: Endable) -> None:
+    """Stop watching a run."""
+    _state.live.pop(id(run), None)
+    if not _state.live:
+        _unhook_signals()
+
+
+def live() -> list[Endable]:
+    """The runs of this process that have not ended; a forked child has none of its parent's."""
+    return list(_state.live.values()) if _state.pid == os.getpid() else []
+
+
+def describe(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:
+    """The status of a run that this exception ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return ExperimentStatus.CANCELLED, {"kind": "interrupt", "message": "stopped by Ctrl-C"}
+    if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return ExperimentStatus.COMPLETED, None
+    message = "".join(str(error).encode("utf-8", "backslashreplace").decode()[:10_000])
+    return ExperimentStatus.FAILED, {"kind": "exception", "type": type(error).__qualname__, "message": message}
+
+
+def _forked(parent: _State) -> _State:
+    state = _State()
+    # The hooks were inherited, and are this process's now.
+    state.hooked, state.previous = parent.hooked, parent.previous
+    return state
+
+
+def _hook_once() -> None:
+    if _state.hooked:
+        return
+    _state.hooked = True
+    atexit.register(_at_exit)
+    before, thread_before = sys.excepthook, threading.excepthook
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        # At a prompt an exception ends a line of input, not the process.
+        if not hasattr(sys, "ps1"):
+            _state.uncaught = error
+        before(kind, error, trace)
+
+    def uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+        error = args.exc_value
+        if error is not None:
+            for run in live():
+                if run.thread_id == threading.get_ident():
+                    run.finish(*describe(error))
+        thread_before(args)
+
+    sys.excepthook, threading.excepthook = uncaught, uncaught_in_thread
+
+
+def _at_exit() -> None:
+    status, failure = ExperimentStatus.COMPLETED, None
+    if _state.uncaught is not None:
+        status, failure = describe(_state.uncaught)
+    if _state.signal is not None:
+        status, failure = ExperimentStatus.CANCELLED, _of_signal(_state.signal)
+    for run in live():
+        run.finish(status, failure)
+
+
+def _hook_signals() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _SIGNALS:
+        before = signal.getsignal(number)
+        # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process.
+        if number not in _state.previous and before is not None and before is not signal.SIG_IGN:
+            _state.previous[number] = before
+            signal.signal(number, _on_signal)
+
+
+def _unhook_signals() -> None:
+    if threading.current_thread() is not threading.main_thread() or _state.pid != os.getpid():
+        return
+    for number in list(_state.previous):
+        if signal.getsignal(number) is _on_signal:
+            signal.signal(number, _state.previous.pop(number))
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    before = _state.previous.get(number)
+    if callable(before):
+        # Its owner decides whether the process ends; if so, the exit says why.
+        if _state.pid == os.getpid():
+            _state.signal = number
+        before(number, frame)
+        return
+    for run in live():
+        run.finish(ExperimentStatus.CANCELLED, _of_signal(number))
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _of_signal(number: int) -> Failure:
+    name = signal.Signals(number).name
+    return {"kind": "signal", "signal": name, "message": f"stopped by {name}"}

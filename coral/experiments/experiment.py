@@ -1,0 +1,335 @@
+"""What a run is: its status, its metrics, and everything else that is remembered of it."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Protocol, overload
+
+from coral.errors import ExperimentNotFoundError, UsageError
+from coral.experiments.columns import History, Mode
+from coral.experiments.scalars import Json
+from coral.ids import ContentRef
+from coral.storage.folder import Folder
+
+MODES: dict[str, Mode] = {"min": "min", "max": "max"}
+LinkKind = Literal["exact", "inferred", "before"]
+Owner = Literal["process", "shell"]
+
+
+class ExperimentStatus(enum.StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a run with this status has ended."""
+        return self not in (ExperimentStatus.PENDING, ExperimentStatus.RUNNING)
+
+
+def now() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def from_ms(milliseconds: int) -> datetime:
+    """A time from milliseconds since 1970. Raises ValueError for one outside of the calendar."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, OSError) as error:
+        raise ValueError(f"{milliseconds} ms is outside of the calendar") from error
+
+
+def to_ms(time: datetime) -> int:
+    """Milliseconds since 1970 of a time."""
+    return round(time.timestamp() * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentMetric:
+    """One measurement: ``value`` may be NaN or infinite; ``step`` is None when none was given."""
+
+    name: str
+    value: float
+    step: int | None = None
+    timestamp: datetime = field(default_factory=now)
+    metadata: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkedCommit:
+    """A commit made while the run was active.
+
+    Attributes:
+        step: the step it was made for, when that was said.
+        metrics: what was said about it when it was made.
+        after: how many of the run's points had been logged before it.
+    """
+
+    commit_hash: str
+    step: int | None
+    metrics: dict[str, float]
+    timestamp: datetime
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or object kept with a run: its bytes are ``nbytes`` in the chunk store, under ``ref``."""
+
+    name: str
+    kind: str
+    nbytes: int
+    ref: str
+    timestamp: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterChange:
+    """One ``log_params`` call."""
+
+    timestamp: datetime
+    params: dict[str, Json]
+
+
+class Metrics(Sequence[ExperimentMetric]):
+    """A run's points in logged order, built when asked for from the run's :class:`~coral.experiments.columns.History`.
+
+    ``load`` is called at each access, so that a live run shows what was logged meanwhile.
+    """
+
+    def __init__(self, load: Callable[[], History]) -> None:
+        self._load = load
+
+    @property
+    def history(self) -> History:
+        """The columns."""
+        return self._load()
+
+    def __len__(self) -> int:
+        return len(self._load())
+
+    @overload
+    def __getitem__(self, index: int) -> ExperimentMetric: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ExperimentMetric]: ...
+    def __getitem__(self, index: int | slice) -> ExperimentMetric | list[ExperimentMetric]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        history = self._load()
+        place = range(len(history))[index]
+        number = history.order[place]
+        return _point(history, list(history.series)[number], history.order[:place].count(number))
+
+    def __iter__(self) -> Iterator[ExperimentMetric]:
+        history = self._load()
+        for name, index in history.points():
+            yield _point(history, name, index)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Sequence) and not isinstance(other, str):
+            return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} points>"
+
+
+class MetricHistory(Sequence[ExperimentMetric]):
+    """One metric's points in logged order, as columns that build an ExperimentMetric when asked.
+
+    ``steps``, ``values`` and ``times`` (milliseconds since 1970) give the columns themselves.
+    """
+
+    def __init__(self, history: History, name: str) -> None:
+        self._history, self._name = history, name
+        series = history.series.get(name)
+        self.steps: Sequence[int | None] = series.steps if series else ()
+        self.values: Sequence[float] = series.values if series else ()
+        self.times: Sequence[int] = series.times if series else ()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, index: int) -> ExperimentMetric: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ExperimentMetric]: ...
+    def __getitem__(self, index: int | slice) -> ExperimentMetric | list[ExperimentMetric]:
+        places = range(len(self))[index]
+        if isinstance(places, int):
+            return _point(self._history, self._name, places)
+        return [_point(self._history, self._name, place) for place in places]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Sequence) and not isinstance(other, str):
+            return len(self) == len(other) and all(mine == its for mine, its in zip(self, other, strict=True))
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} points of {self._name}>"
+
+
+def _point(history: History, name: str, index: int) -> ExperimentMetric:
+    series = history.series[name]
+    metadata = dict(series.metadata.get(index, {}))
+    return ExperimentMetric(name, series.values[index], series.steps[index], from_ms(series.times[index]), metadata)
+
+
+class ArtifactStore(Protocol):
+    """Where artifacts' bytes are: what a run needs of the repository's chunk store."""
+
+    def put_bytes(self, data: bytes) -> ContentRef:
+        """Keep bytes, durably; returns their reference."""
+
+    def get_bytes(self, ref: ContentRef, nbytes: int) -> bytes:
+        """The bytes of a reference, verified. Raises CorruptionError, NotFoundError."""
+
+
+@dataclass(eq=False, repr=False)
+class Experiment:
+    """One run. What :meth:`ExperimentTracker.get` returns is a snapshot; what ``start`` returns is live.
+
+    Attributes:
+        experiment_id: 12 hex digits.
+        params: nested; as last set (``parameter_history`` has each change).
+        commit_hash: the commit pinned by ``end``, else the last one linked.
+        branch: the branch its commits land on; None when the repository's HEAD was detached.
+        parent_experiment: the id of the run that this one resumes.
+        group: a path such as ``vision/resnet``.
+        objective: which way is better, by metric: ``{"val_loss": "min"}``.
+        failure: why it failed: ``kind`` (``exception``, ``error``, ``signal``, ``interrupt``, ``lost``), ``message``.
+        commits: the commits made while it was active, oldest first.
+        start_commit: the commit its branch was at when it started.
+        code: the enclosing git repository's ``commit``, ``branch`` and ``dirty`` when it started.
+        owner: ``process``, or ``shell`` for a run that has no living owner and stays RUNNING until ended.
+        dropped_points: points lost to a full disk that stayed full for longer than the buffer.
+    """
+
+    experiment_id: str
+    name: str
+    description: str | None = None
+    status: ExperimentStatus = ExperimentStatus.PENDING
+    created_at: datetime = field(default_factory=now)
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    metrics: Sequence[ExperimentMetric] = field(default_factory=list)
+    params: dict[str, Json] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    commit_hash: str | None = None
+    branch: str | None = None
+    parent_experiment: str | None = None
+    notes: str | None = None
+    group: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    objective: dict[str, Mode] = field(default_factory=dict)
+    failure: dict[str, Json] | None = None
+    artifacts: list[Artifact] = field(default_factory=list)
+    commits: list[LinkedCommit] = field(default_factory=list)
+    start_commit: str | None = None
+    code: dict[str, Json] | None = None
+    environment: dict[str, Json] = field(default_factory=dict)
+    owner: Owner = "process"
+    parameter_history: list[ParameterChange] = field(default_factory=list)
+    dropped_points: int = 0
+    artifact_store: ArtifactStore | None = field(default=None, repr=False)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether what was logged last is only in memory yet, because the disk refuses it; False for a snapshot."""
+        return False
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from start to end, or to now while it runs; None when it has not started."""
+        if self.started_at is None:
+            return None
+        return ((self.ended_at or now()) - self.started_at).total_seconds()
+
+    @property
+    def metric_names(self) -> list[str]:
+        """The names of all metrics logged, sorted."""
+        return sorted(self.history.series)
+
+    @property
+    def history(self) -> History:
+        """All points, in columns."""
+        if isinstance(self.metrics, Metrics):
+            return self.metrics.history
+        history = History()
+        for point in self.metrics:
+            time_ms = to_ms(point.timestamp)
+            history.append(point.name, point.value, point.step, time_ms, point.metadata)
+        return history
+
+    def get_metric_history(self, name: str) -> MetricHistory:
+        """One metric's points in logged order; empty when it was never logged."""
+        return MetricHistory(self.history, name)
+
+    def get_latest_metric(self, name: str) -> ExperimentMetric | None:
+        """The point logged last; None when there is none."""
+        points = self.get_metric_history(name)
+        return points[-1] if points else None
+
+    def get_best_metric(self, name: str, mode: Mode | None = None) -> ExperimentMetric | None:
+        """The first best point; NaN and infinities are never best. None when there is none.
+
+        Args:
+            mode: ``min`` or ``max``; None takes the run's objective.
+        """
+        series = self.history.series.get(name)
+        index = series.best(checked_mode(name, mode, self.objective)) if series else None
+        return None if index is None else self.get_metric_history(name)[index]
+
+    def list_artifacts(self) -> list[Artifact]:
+        """The artifacts kept, by name; one that was logged again is listed once, as it is now."""
+        return sorted({artifact.name: artifact for artifact in self.artifacts}.values(), key=lambda one: one.name)
+
+    def load_artifact(self, name: str) -> bytes:
+        """An artifact's bytes, verified. Raises ExperimentNotFoundError when the run has none of this name."""
+        found = {artifact.name: artifact for artifact in self.artifacts}.get(name)
+        if found is None or self.artifact_store is None:
+            names = ", ".join(artifact.name for artifact in self.list_artifacts()) or "none"
+            raise ExperimentNotFoundError(f"run {self.experiment_id} has no artifact {name!r}", hint=f"it has: {names}")
+        return self.artifact_store.get_bytes(ContentRef(found.ref), found.nbytes)
+
+    def download_artifact(self, name: str, path: str | os.PathLike[str]) -> Path:
+        """Write an artifact's bytes to a file, atomically; into a folder, under its own name. Returns the file."""
+        target = Path(path) / name if Path(path).is_dir() else Path(path)
+        Folder(target.parent).write(target.name, self.load_artifact(name))
+        return target
+
+    def to_dict(self, *, history: bool = False) -> dict[str, Json]:
+        """The run as JSON-able data; with ``history``, every point too."""
+        from coral.experiments.record import to_dict
+
+        return to_dict(self, history=history)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.experiment_id} {self.name!r} {self.status}>"
+
+
+def checked_mode(metric: str, mode: str | None, objective: Mapping[str, Mode]) -> Mode:
+    """``mode``, or the objective's. Raises UsageError when neither says which way is better."""
+    chosen = mode if mode is not None else objective.get(metric)
+    if chosen in MODES:
+        return MODES[chosen]
+    if chosen is None:
+        raise UsageError(
+            f"which way is {metric!r} better?",
+            hint=f"say mode='min' or mode='max', or declare it: start(objective={{{metric!r}: 'min'}})",
+        )
+    raise UsageError(f"mode {chosen!r} is neither 'min' nor 'max'")

@@ -1,0 +1,358 @@
+"""A live run: an Experiment with the methods that log to it, linked to the commits made meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from coral.errors import ConflictError, CoralError, UsageError
+from coral.experiments import artifacts, endings
+from coral.experiments.backend import RunSink
+from coral.experiments.columns import History, Mode
+from coral.experiments.experiment import Artifact, Experiment, ExperimentStatus, Metrics, checked_mode, now, to_ms
+from coral.experiments.fold import Fold
+from coral.experiments.journal import Event
+from coral.experiments.scalars import MAX_STEP, Json, number, plain, tagged, whole
+
+if TYPE_CHECKING:
+    from coral.history import Commit
+    from coral.repository import Repository
+
+
+class Run(Experiment):
+    """A run that is being recorded; ``start`` and ``attach`` return one.
+
+    Any thread may log to it. Logging never raises because of the disk (see ``degraded``); it raises UsageError for
+    what makes no sense, and ConflictError once the run has ended.
+
+    Used as a context manager, a run that this process owns ends with the block: COMPLETED, FAILED for an exception,
+    CANCELLED for Ctrl-C. An attached run is only let go of.
+    """
+
+    def __init__(self, experiment: Experiment, sink: RunSink, repo: Repository) -> None:
+        for one in fields(experiment):
+            setattr(self, one.name, getattr(experiment, one.name))
+        self.repo = repo
+        self.thread_id = threading.get_ident()
+        self._pid = os.getpid()
+        self._sink: RunSink | None = sink
+        self._point: Callable[[str, float, int | None], None] = sink.point
+        self._ending = threading.Lock()
+        self._changing = threading.RLock()
+        self._at_end: list[Callable[[], None]] = []
+        self._fold = Fold(self, History())
+        self.metrics = Metrics(sink.history)
+        repo.add_commit_observer(self)
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Call this once the run has ended or was let go of."""
+        self._at_end.append(action)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether what was logged last is only in memory yet, because the disk refuses it."""
+        return self._sink is not None and self._sink.degraded
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be logged to."""
+        return self._sink is not None
+
+    # -- logging
+
+    def log(
+        self,
+        metric: str | Mapping[str, object],
+        value: object = None,
+        step: int | None = None,
+        *,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log one metric, or several given as a mapping.
+
+        Args:
+            value: a Python or numpy number, or a one-element tensor; NaN and infinities are kept, and never best.
+            step: any whole number, in any order, as often as you like.
+            metadata: JSON to keep with the point.
+
+        Raises:
+            UsageError: not a number, or a step that is not a whole number.
+            ConflictError: the run has ended.
+        """
+        if (
+            value.__class__ is float
+            and metadata is None
+            and metric.__class__ is str
+            and (step is None or (step.__class__ is int and -MAX_STEP <= step <= MAX_STEP))
+        ):
+            self._point(metric, value, step)
+        elif isinstance(metric, Mapping):
+            if value is not None:
+                raise UsageError("a mapping of metrics holds its values; the step is log(metrics, step=...)")
+            self.log_metrics(metric, step, metadata=metadata)
+        elif metadata:
+            self.log_metrics({metric: value}, step, metadata=metadata)
+        else:
+            self._point(metric, number(metric, value), whole(step))
+
+    def log_metrics(
+        self,
+        metrics: Mapping[str, object],
+        step: int | None = None,
+        *,
+        metadata: Mapping[str, object] | None = None,
+    ) -> None:
+        """Log several metrics at once; see :meth:`log`."""
+        event: Event = {"e": "m"}
+        at = whole(step)
+        if at is not None:
+            event["s"] = at
+        if not all(isinstance(name, str) and name for name in metrics):
+            raise UsageError("a metric's name is a string that is not empty")
+        event["v"] = {name: tagged(number(name, value)) for name, value in metrics.items()}
+        if metadata:
+            event["d"] = plain(metadata)
+        if metrics:
+            self._open().append(event)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Lay parameters over those there are; nested ones key by key. Each change is remembered."""
+        self._record({"e": "p", "v": as_params(params)})
+
+    def add_tags(self, tags: Iterable[str]) -> None:
+        """Add tags."""
+        self._set("add_tags", list(as_tags(tags)))
+
+    def remove_tags(self, tags: Iterable[str]) -> None:
+        """Remove tags; those that are not there are ignored."""
+        self._set("remove_tags", list(as_tags(tags)))
+
+    def set_labels(self, labels: Mapping[str, str | None]) -> None:
+        """Set key-value labels; None removes one."""
+        self._set("labels", {str(key): None if value is None else str(value) for key, value in labels.items()})
+
+    def set_notes(self, notes: str | None) -> None:
+        """Replace the notes."""
+        self._set("notes", None if notes is None else str(notes))
+
+    def set_objective(self, objective: Mapping[str, Mode]) -> None:
+        """Declare which way is better, by metric. Raises UsageError for what is neither ``min`` nor ``max``."""
+        self._set("objective", as_objective(objective))
+
+    # -- artifacts
+
+    def log_artifact(self, path_or_object: object, name: str | None = None) -> Artifact | None:
+        """Keep a file, or an object by what it is: bytes, dict, array, tensor, data frame or figure.
+
+        Returns None when the disk refused it; a warning says so. Raises NotFoundError, UsageError.
+        """
+        return self._keep(artifacts.of_anything(path_or_object, name))
+
+    def log_text(self, text: str, name: str) -> Artifact | None:
+        """Keep a text."""
+        return self._keep(artifacts.of_text(text, name))
+
+    def log_dict(self, data: object, name: str) -> Artifact | None:
+        """Keep JSON-able data; ``.json`` is added to a name without a suffix."""
+        return self._keep(artifacts.of_dict(data, name))
+
+    def log_numpy_array(self, array: object, name: str) -> Artifact | None:
+        """Keep an array or a tensor, as ``.npy``."""
+        return self._keep(artifacts.of_array(array, name))
+
+    def log_table(self, table: object, name: str) -> Artifact | None:
+        """Keep a data frame, a mapping of columns or a list of rows, as CSV."""
+        return self._keep(artifacts.of_table(table, name))
+
+    def log_figure(self, figure: object, name: str) -> Artifact | None:
+        """Keep a figure: whatever has ``savefig``."""
+        return self._keep(artifacts.of_figure(figure, name))
+
+    log_artifact_data = log_dict
+    log_dataframe = log_table
+    log_plot = log_figure
+
+    def _keep(self, content: artifacts.Content) -> Artifact | None:
+        self._open()
+        if self.artifact_store is None:
+            raise UsageError("this backend keeps no artifacts")
+        try:
+            ref = self.artifact_store.put_bytes(content.data)
+        except (CoralError, OSError) as error:
+            warnings.warn(f"artifact {content.name} is not kept: {error}", RuntimeWarning, stacklevel=3)
+            return None
+        kept: Event = {"name": content.name, "kind": content.kind, "nbytes": len(content.data), "ref": ref}
+        self._record({"e": "a", "v": kept})
+        return self.artifacts[-1]
+
+    # -- ending
+
+    def end(
+        self, commit_hash: str | None = None, status: ExperimentStatus | str = ExperimentStatus.COMPLETED
+    ) -> Experiment:
+        """End the run.
+
+        Args:
+            commit_hash: the commit to pin as its result, by any ref; None keeps the last one linked.
+            status: how it ended.
+
+        Raises:
+            ConflictError: it has ended already, or another process owns it.
+        """
+        final = as_status(status)
+        if not final.is_final:
+            raise UsageError(f"a run cannot end as {final}", hint="'completed', 'failed' or 'cancelled'")
+        pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
+        if not self._finish(final, None, pinned):
+            raise self._has_ended()
+        return self
+
+    def fail(self, error_message: str | None = None) -> Experiment:
+        """End the run as FAILED. Raises ConflictError as :meth:`end` does."""
+        failure: endings.Failure = {"kind": "error", "message": plain(error_message) if error_message else None}
+        if not self._finish(ExperimentStatus.FAILED, failure):
+            raise self._has_ended()
+        return self
+
+    def cancel(self, reason: str | None = None) -> Experiment:
+        """End the run as CANCELLED. Raises ConflictError as :meth:`end` does."""
+        failure: endings.Failure | None = {"kind": "cancelled", "message": plain(reason)} if reason else None
+        if not self._finish(ExperimentStatus.CANCELLED, failure):
+            raise self._has_ended()
+        return self
+
+    def close(self) -> None:
+        """Let go of the run without ending it; harmless once it has ended.
+
+        Raises:
+            StorageError: the disk refused some of what was logged.
+        """
+        sink = self._sink
+        if sink is not None:
+            self._let_go()
+            sink.close()
+
+    def finish(self, status: ExperimentStatus, failure: endings.Failure | None) -> None:
+        """End the run unless it has ended; never raises because of the storage."""
+        with contextlib.suppress(ConflictError):
+            self._finish(status, failure)
+
+    def _finish(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> bool:
+        if self.owner == "process" and self._pid != os.getpid():
+            raise ConflictError("this run belongs to the parent process", hint="end it there")
+        # Not blocking: a signal may arrive in the middle of end().
+        if self._sink is None or not self._ending.acquire(blocking=False):
+            return False
+        sink = self._sink
+        try:
+            if pinned is not None and all(commit.commit_hash != pinned for commit in self.commits):
+                self._link(self.repo.history.commit(pinned))
+            event: Event = {"e": "end", "status": str(status), "failure": failure, "commit": pinned}
+            kept = sink.finish(event)
+            for one in fields(kept):
+                setattr(self, one.name, getattr(kept, one.name))
+            self._let_go()
+        finally:
+            self._ending.release()
+        return True
+
+    def _let_go(self) -> None:
+        self._sink = None
+        self._point = self._refuse
+        self.repo.remove_commit_observer(self)
+        for action in self._at_end:
+            action()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._sink is None:
+            return
+        if self.owner == "shell":
+            self.close()
+        elif error is None:
+            self.finish(ExperimentStatus.COMPLETED, None)
+        else:
+            self.finish(*endings.describe(error))
+
+    # -- what the repository tells
+
+    def trailers(self, *, step: int | None, metrics: Mapping[str, float] | None) -> Mapping[str, str]:
+        """What links the next commit to this run, atomically with the commit."""
+        return {"Coral-Run": self.experiment_id}
+
+    def committed(self, commit: Commit) -> None:
+        """Record a commit that the branch points at now."""
+        if self._sink is not None:
+            self._link(commit)
+
+    def _link(self, commit: Commit) -> None:
+        metrics: dict[str, Json] = {name: tagged(float(value)) for name, value in commit.metrics.items()}
+        event: Event = {"e": "c", "hash": commit.commit_hash, "step": commit.step, "metrics": metrics}
+        sink = self._open()
+        sink.append(event, durable=True)
+        state = sink.state()
+        self.commits, self.commit_hash = list(state.commits), state.commit_hash
+
+    # -- inside
+
+    def _set(self, name: str, value: Json) -> None:
+        self._record({"e": "set", "v": {name: value}})
+
+    def _record(self, event: Event) -> None:
+        self._open().append(event)
+        with self._changing:
+            self._fold.apply({"t": to_ms(now()), **event})
+
+    def _open(self) -> RunSink:
+        if self._sink is None:
+            raise self._has_ended()
+        return self._sink
+
+    def _refuse(self, name: str, value: float, step: int | None) -> None:
+        raise self._has_ended()
+
+    def _has_ended(self) -> ConflictError:
+        if not self.status.is_final:
+            return ConflictError(f"run {self.experiment_id} is not open here", hint="attach to it again")
+        return ConflictError(
+            f"run {self.experiment_id} has ended ({self.status})", hint="start or resume a run to log more"
+        )
+
+
+def as_params(params: Mapping[str, object]) -> dict[str, Json]:
+    """Parameters as they are kept. Raises UsageError for what is not a mapping."""
+    kept = plain(params) if isinstance(params, Mapping) else None
+    if not isinstance(kept, dict):
+        raise UsageError(f"parameters are a mapping, not {type(params).__name__}")
+    return kept
+
+
+def as_tags(tags: Iterable[str]) -> list[str]:
+    """Tags as they are kept; a lone string is one tag. Raises UsageError."""
+    given = [tags] if isinstance(tags, str) else list(tags)
+    for tag in given:
+        if not isinstance(tag, str) or not tag or "\n" in tag:
+            raise UsageError(f"{tag!r} is not a tag", hint="a tag is one line of text; labels are key and value")
+    return list(dict.fromkeys(given))
+
+
+def as_objective(objective: Mapping[str, Mode]) -> dict[str, Json]:
+    """A declared objective as it is kept. Raises UsageError."""
+    return {str(name): checked_mode(str(name), mode, {}) for name, mode in objective.items()}
+
+
+def as_status(status: ExperimentStatus | str) -> ExperimentStatus:
+    """A status by its name. Raises UsageError."""
+    try:
+        return ExperimentStatus(status)
+    except ValueError:
+        names = ", ".join(ExperimentStatus)
+        raise UsageError(f"{status!r} is not a status", hint=f"one of {names}") from None

@@ -1,0 +1,184 @@
+"""Where a live run's events go: a journal that never kills the training it records.
+
+``point`` is the hot path: one line built by hand, one unbuffered write. When the disk refuses, lines wait in a
+bounded buffer, one warning is given, and the disk is tried again about every second until it takes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from coral.errors import ConflictError, CoralError, UsageError
+from coral.experiments.journal import encode, line, quote
+from coral.experiments.scalars import Json, tagged
+
+if TYPE_CHECKING:
+    from coral.storage.folder import AppendFile
+
+SYNC_SECONDS = 5.0
+RETRY_SECONDS = 1.0
+MAX_PENDING = 100_000
+MAX_NAME = 1000
+_REFUSED = (CoralError, OSError)
+
+
+class Sink:
+    """An open journal.
+
+    Args:
+        connect: opens the journal, and does whatever must be on disk before it; called again after a failure.
+        label: the run, as warnings name it.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, connect: Callable[[], AppendFile], label: str, *, clock: Callable[[], float] = time.time):
+        self._connect = connect
+        self._label = label
+        self._clock = clock
+        self._lock = threading.RLock()  # a signal handler may come in the middle of an append
+        self._file: AppendFile | None = None
+        self._refusing = False
+        self._pending: deque[tuple[bool, bytes]] = deque()
+        self._dropped = 0
+        self._warned = False
+        self._closed = False
+        self._names: dict[str, str] = {}
+        self._write: Callable[[bytes], None] = self._wait
+        self._sync_at = self._retry_at = 0.0
+        with self._lock:
+            self._reconnect(clock())
+
+    def __del__(self) -> None:
+        # Not earlier: another thread may be about to write, and a closed descriptor's number is soon another file's.
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether lines wait in memory because the disk refuses them."""
+        return self._refusing
+
+    @property
+    def pending(self) -> list[bytes]:
+        """The lines that wait."""
+        with self._lock:
+            return [data for _, data in self._pending]
+
+    def point(self, name: str, value: float, step: int | None) -> None:
+        """Record one metric at the current time."""
+        now = self._clock()
+        key = self._names.get(name) or self._quoted(name)
+        shown = repr(value) if math.isfinite(value) else f'"{tagged(value)}"'
+        if step is None:
+            data = line(f'{{"e":"m","t":{int(now * 1000)},"v":{{{key}{shown}}}}}'.encode())
+        else:
+            data = line(f'{{"e":"m","t":{int(now * 1000)},"s":{step},"v":{{{key}{shown}}}}}'.encode())
+        try:
+            self._write(data)
+        except _REFUSED as error:
+            self._refused(error, True, data)
+        if now >= self._sync_at:
+            self._sync(now)
+
+    def append(self, event: Mapping[str, Json], *, durable: bool = False) -> None:
+        """Record an event at the current time."""
+        now = self._clock()
+        data = encode({"e": event["e"], "t": int(now * 1000), **event})
+        try:
+            self._write(data)
+        except _REFUSED as error:
+            self._refused(error, event["e"] == "m", data)
+        if durable or now >= self._sync_at:
+            self._sync(now)
+
+    def close(self) -> None:
+        """Try once more to write what waits, then close."""
+        with self._lock:
+            if self._pending:
+                self._reconnect(self._clock())
+            self._closed = True
+            self._write = self._after_close
+            if self._file is not None:
+                with contextlib.suppress(*_REFUSED):
+                    self._file.sync()
+
+    def _quoted(self, name: str) -> str:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+            raise UsageError(f"{name!r} is not a metric's name", hint=f"a string of 1 to {MAX_NAME} characters")
+        self._names[name] = quoted = quote(name) + ":"
+        return quoted
+
+    def _sync(self, now: float) -> None:
+        self._sync_at = now + SYNC_SECONDS
+        if self._file is not None and not self._refusing:
+            try:
+                self._file.sync()
+            except _REFUSED as error:
+                self._refused(error)
+
+    # -- when the disk refuses
+
+    def _wait(self, data: bytes) -> None:
+        raise CoralError("the journal is waiting for the disk")
+
+    def _after_close(self, data: bytes) -> None:
+        raise ConflictError(f"{self._label} has ended, so nothing more can be logged to it")
+
+    def _refused(self, error: Exception, is_point: bool = False, data: bytes = b"") -> None:
+        with self._lock:
+            if self._closed:
+                raise error
+            now = self._clock()
+            if not self._refusing:
+                self._give_up(error, now)
+            if data:
+                self._hold(is_point, data)
+            if now >= self._retry_at:
+                self._reconnect(now)
+
+    def _give_up(self, error: Exception, now: float) -> None:
+        self._refusing, self._write = True, self._wait
+        self._retry_at = now + RETRY_SECONDS
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self._label} cannot be written for now ({error}); training goes on, what is logged waits in memory",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _hold(self, is_point: bool, data: bytes) -> None:
+        self._pending.append((is_point, data))
+        if len(self._pending) > MAX_PENDING:
+            # The oldest point goes; parameters, commits and the end are few, and stay.
+            kept = [self._pending.popleft()]
+            while not kept[-1][0] and self._pending:
+                kept.append(self._pending.popleft())
+            if kept[-1][0]:
+                self._dropped += 1
+                kept.pop()
+            self._pending.extendleft(reversed(kept))
+
+    def _reconnect(self, now: float) -> None:
+        try:
+            if self._file is None:
+                self._file = self._connect()
+            while self._pending:
+                self._file.write(self._pending[0][1])
+                self._pending.popleft()
+            if self._dropped:
+                self._file.write(encode({"e": "drop", "t": int(now * 1000), "n": self._dropped}))
+                self._dropped = 0
+            self._file.sync()
+        except _REFUSED as error:
+            self._give_up(error, now)
+            return
+        self._refusing, self._write = False, self._file.write_line
+        self._sync_at = now + SYNC_SECONDS

@@ -1,0 +1,107 @@
+"""A pack's index: sorted ids and where each record lies, searched in place without being read into memory.
+
+::
+
+    index   = "CORAL INDEX 001\\n" count:u64 fanout:256 x u32 id:32 bytes x count entry x count checksum:u64
+    entry   = offset:u64 stored_length:u32 raw_length:u32 kind:u8 codec:u8 depth:u8 item:u8 zero:u32
+
+Little-endian; ``fanout[b]`` is the number of ids whose first byte is <= b; the checksum is XXH3-64 of all before it.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError
+from coral.format.pack import Entry
+from coral.ids import ID_BYTES, ChunkId, checksum
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAGIC = b"CORAL INDEX 001\n"
+_COUNT = struct.Struct("<Q")
+_FANOUT = struct.Struct("<256I")
+_ENTRY = struct.Struct("<QIIBBBBI")
+_IDS_AT = len(MAGIC) + _COUNT.size + _FANOUT.size
+
+
+def build(entries: Iterable[tuple[ChunkId, Entry]]) -> bytes:
+    """The index of these records."""
+    ordered = sorted(entries)
+    counts = [0] * 256
+    for chunk, _ in ordered:
+        counts[chunk[0]] += 1
+    total, fanout = 0, []
+    for count in counts:
+        total += count
+        fanout.append(total)
+    body = b"".join(
+        [
+            MAGIC,
+            _COUNT.pack(total),
+            _FANOUT.pack(*fanout),
+            *(chunk for chunk, _ in ordered),
+            *(_ENTRY.pack(*entry, 0) for _, entry in ordered),
+        ]
+    )
+    return body + checksum(body).to_bytes(8, "little")
+
+
+class PackIndex:
+    """An index over a buffer that it does not copy.
+
+    Raises:
+        CorruptionError: not an index, or one with a flipped bit.
+    """
+
+    def __init__(self, data: Buffer, where: str) -> None:
+        view = memoryview(data)
+        if len(view) < _IDS_AT + 8 or view[: len(MAGIC)] != MAGIC:
+            raise CorruptionError(f"{where} is not a pack index of a version this coral reads")
+        if checksum(view[:-8]) != int.from_bytes(view[-8:], "little"):
+            raise CorruptionError(f"{where} is damaged")
+        self._count = int.from_bytes(view[len(MAGIC) : len(MAGIC) + 8], "little")
+        if len(view) != _IDS_AT + self._count * (ID_BYTES + _ENTRY.size) + 8:
+            raise CorruptionError(f"{where} has a wrong length")
+        self._fanout = (0, *_FANOUT.unpack_from(view, len(MAGIC) + _COUNT.size))
+        self._ids = _Ids(view[_IDS_AT : _IDS_AT + self._count * ID_BYTES])
+        self._entries = view[_IDS_AT + self._count * ID_BYTES : -8]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def find(self, chunk: ChunkId) -> Entry | None:
+        """Where the record of this id lies; None when the pack does not hold it."""
+        first = chunk[0]
+        low, high = self._fanout[first], self._fanout[first + 1]
+        position = bisect_left(self._ids, chunk, low, high)
+        if position == high or self._ids[position] != chunk:
+            return None
+        return self._entry(position)
+
+    def items(self) -> Iterator[tuple[ChunkId, Entry]]:
+        """Every (id, entry), sorted by id."""
+        for position in range(self._count):
+            yield ChunkId(self._ids[position]), self._entry(position)
+
+    def _entry(self, position: int) -> Entry:
+        offset, stored, raw, kind, codec, depth, item, _ = _ENTRY.unpack_from(self._entries, position * _ENTRY.size)
+        return Entry(offset, stored, raw, kind, codec, depth, item)
+
+
+class _Ids:
+    """The sorted ids as a sequence of bytes, for bisect."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        return len(self._view) // ID_BYTES
+
+    def __getitem__(self, position: int) -> bytes:
+        start = position * ID_BYTES
+        return bytes(self._view[start : start + ID_BYTES])

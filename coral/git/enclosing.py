@@ -1,0 +1,168 @@
+"""The git repository that holds the user's code: where it is, which commit it is at, and who commits there.
+
+Nothing here writes, and nothing here fails: code that is in no repository, a machine without git, a repository that
+git refuses to read are all None. Asking runs no program that the repository's own configuration names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "submodule.recurse=false")
+_STATUS = (
+    "status",
+    "--porcelain=v2",
+    "--branch",
+    "--untracked-files=no",
+    "--ignore-submodules=all",
+    "--no-ahead-behind",
+)
+_LOCAL_FILTERS = ("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
+_ENVIRONMENT = {
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    # A partial clone would fetch what it lacks, by whatever program its remote names.
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+}
+_OWN_SCOPES = ("local", "worktree")
+
+
+@dataclass(frozen=True, slots=True)
+class CodeState:
+    """Where the code is: ``commit`` is None before the first one, ``branch`` is None when HEAD is detached.
+
+    ``dirty`` says whether a tracked file is modified or staged; untracked files do not count.
+    """
+
+    commit: str | None
+    branch: str | None
+    dirty: bool
+
+
+def find_git(path: Path) -> Path | None:
+    """The ``.git`` folder (or file, in a linked worktree) of the repository around a path; None for none."""
+    start = Path(os.path.abspath(path))
+    for folder in (start, *start.parents):
+        if folder.name == ".coral":
+            continue  # the history is not the user's code
+        candidate = folder / ".git"
+        if _git_dir(candidate) is not None:
+            return candidate
+    return None
+
+
+def common_dir(path: Path) -> Path | None:
+    """The git folder that all worktrees of the repository around a path share; None for none."""
+    found = find_git(path)
+    git_dir = _git_dir(found) if found is not None else None
+    if git_dir is None:
+        return None
+    shared = _first_line(git_dir / "commondir")
+    return Path(os.path.normpath(git_dir / shared)) if shared else git_dir
+
+
+def exclude_file(path: Path) -> Path | None:
+    """The file that lists what the repository around a path ignores on this machine alone; it may not exist yet."""
+    shared = common_dir(path)
+    return shared / "info" / "exclude" if shared is not None else None
+
+
+def code_state(path: Path) -> CodeState | None:
+    """Commit, branch and dirtiness of the repository around a path; None for none, or when git cannot say."""
+    found = find_git(path)
+    if found is None:
+        return None
+    options = _without_filters(found.parent)
+    text = _run(found.parent, [*options, *_STATUS]) if options is not None else None
+    return _parse_status(text) if text is not None else None
+
+
+def identity(path: Path) -> str | None:
+    """``Name <email>`` as git would commit with at a path; None when git knows no name."""
+    start = Path(os.path.abspath(path))
+    folder = next((folder for folder in (start, *start.parents) if folder.is_dir()), start)
+    text = _run(folder, ["config", "--null", "--get-regexp", r"^user\.(name|email)$"])
+    pairs = (item.partition("\n") for item in (text or "").split("\0"))
+    found = {key: value.strip() for key, _, value in pairs}
+    name, email = found.get("user.name", ""), found.get("user.email", "")
+    if not name:
+        return None
+    return f"{name} <{email}>" if email else name
+
+
+def _git_dir(candidate: Path) -> Path | None:
+    """What a ``.git`` leads to, if that is a repository."""
+    try:
+        if candidate.is_file():
+            key, _, target = _first_line(candidate).partition(": ")
+            candidate = Path(os.path.normpath(candidate.parent / target)) if key == "gitdir" else candidate
+        return candidate if (candidate / "HEAD").is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return os.fsdecode(file.readline(65536)).rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _without_filters(folder: Path) -> list[str] | None:
+    """Options that switch off the filter programs which the repository itself configures; the user's own stay.
+
+    None when git will not say which, or one cannot be switched off.
+    """
+    listed = _run(folder, _LOCAL_FILTERS, nothing_found=1)
+    if listed is None:
+        return None
+    words = listed.split("\0")
+    keys = [key for scope, key in zip(words[::2], words[1::2], strict=False) if scope in _OWN_SCOPES]
+    if any("=" in key for key in keys):
+        return None
+    options = (("-c", f"{key}=", "-c", f"{key.rpartition('.')[0]}.required=false") for key in keys)
+    return [word for option in options for word in option]
+
+
+def _parse_status(text: str) -> CodeState:
+    head: dict[str, str] = {}
+    dirty = False
+    for line in text.split("\n"):
+        if line.startswith("# branch."):
+            key, _, value = line.removeprefix("# branch.").partition(" ")
+            head[key] = value
+        elif line[:2] in ("1 ", "2 ", "u "):
+            dirty = True
+    commit, branch = head.get("oid"), head.get("head")
+    return CodeState(
+        commit if commit != "(initial)" else None,
+        branch if branch != "(detached)" else None,
+        dirty,
+    )
+
+
+def _run(folder: Path, arguments: Sequence[str], *, nothing_found: int = 0) -> str | None:
+    """What git says in a folder, or None when it is absent or fails.
+
+    ``nothing_found`` is another exit status that is no failure.
+    """
+    try:
+        import git  # at import it looks for the git program
+
+        status, output, _ = git.Git(str(folder)).execute(
+            ["git", *_SAFE, *arguments],
+            env=_ENVIRONMENT,
+            with_extended_output=True,
+            with_exceptions=False,
+            strip_newline_in_stdout=False,
+        )
+    except (ImportError, OSError, ValueError):
+        return None
+    except git.GitError:
+        return None
+    return output if status in (0, nothing_found) and isinstance(output, str) else None

@@ -1,0 +1,317 @@
+"""The history of a coral repository: its commits, and the branches and tags that name them.
+
+The order of writing: blobs and trees, then the commit, both durable when the call returns; then a ref moves to it. A
+kill at any moment leaves every ref at a whole commit.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from coral.errors import (
+    AlreadyExistsError,
+    CorruptionError,
+    RefNotFoundError,
+    UsageError,
+)
+from coral.history import commit as commits
+from coral.history import message as messages
+from coral.history import trees
+from coral.history.commit import Commit, CommitObject
+from coral.history.consolidate import consolidate
+from coral.history.expressions import Expressions
+from coral.history.libgit import Handle, RefTarget
+from coral.history.refs import TAGS, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
+from coral.history.walk import merge_base, newest_first
+from coral.storage.folder import Folder
+
+MAX_BLOB_BYTES = 512 * 2**20
+_CONFIG = """\
+[core]
+\trepositoryformatversion = 0
+\tfilemode = true
+\tbare = true
+\tlogAllRefUpdates = always
+[gc]
+\tauto = 0
+"""
+_MAX_CLOCK_SKEW_SECONDS = 24 * 60 * 60
+
+
+class History:
+    """Commits, branches and tags in an ordinary git repository.
+
+    One object may be used by all threads of a process, and by the children that it forks.
+
+    Args:
+        git_dir: the git repository.
+        locks: the folder of coral's flock files.
+    """
+
+    def __init__(self, git_dir: Path, *, locks: Path) -> None:
+        self.git_dir = git_dir
+        self._locks = locks
+        self._handle = Handle(git_dir)
+        self._refs = Refs(self._handle, locks)
+        self._expressions = Expressions(self._handle, self._refs, self._object)
+
+    @classmethod
+    def create(cls, git_dir: Path, *, locks: Path | None = None, branch: str = "main") -> History:
+        """Make an empty repository, durably; one that is there already is opened as it is.
+
+        Several processes may do it at once. HEAD is written last: what has no HEAD is not a repository yet.
+        """
+        folder = Folder(git_dir)
+        if not folder.exists("HEAD"):
+            for key in ("objects/info", "objects/pack", "refs/heads", "refs/tags", "info", "hooks"):
+                folder.make_folder(key)
+            if not folder.exists("config"):
+                folder.write("config", _CONFIG.encode())
+            try:
+                folder.create("HEAD", f"ref: {branch_ref(branch)}\n".encode())
+            except AlreadyExistsError:
+                pass
+        return cls(git_dir, locks=locks if locks is not None else git_dir.parent / "locks")
+
+    # -- objects
+
+    def write_blob(self, data: bytes) -> str:
+        """Store bytes, durably; returns their id."""
+        if len(data) > MAX_BLOB_BYTES:
+            raise UsageError(f"{len(data):,} bytes are too many for the history (at most {MAX_BLOB_BYTES:,})")
+        return self._handle.write("blob", data)
+
+    def read_blob(self, oid: str) -> bytes:
+        """Bytes that were stored, verified. Raises CorruptionError when they are missing or damaged."""
+        kind, data = self._handle.read(check_hash(oid))
+        if kind != "blob":
+            raise CorruptionError(f"the git object {oid} is a {kind}, not a blob", hint="run coral fsck")
+        return data
+
+    def parts(self, commit: str | None) -> dict[str, str]:
+        """Every path of a commit and its blob, sorted by path; none for None."""
+        return trees.walk(self._handle, self._object(commit).tree) if commit is not None else {}
+
+    def part(self, commit: str, path: str) -> str | None:
+        """The blob at a path of a commit, or None."""
+        entry = trees.find(self._handle, self._object(commit).tree, path)
+        return entry.oid if entry is not None and not entry.is_folder else None
+
+    def write_commit(
+        self,
+        *,
+        base: str | None = None,
+        overlay: Mapping[str, str | None],
+        parents: Sequence[str] = (),
+        message: str,
+        author: str = "coral",
+        trailers: Mapping[str, str] | None = None,
+        time: datetime | None = None,
+    ) -> Commit:
+        """Store a commit, durably; no ref moves.
+
+        Args:
+            base: the commit whose parts are kept where the overlay says nothing; None for none.
+            overlay: path to blob; None removes the path.
+            parents: commits, each once.
+            message: kept exactly; not blank.
+            author: ``Name <email>``, or a name alone.
+            trailers: keys start with ``Coral-``.
+            time: when; None is now in this machine's time zone, and never before a parent (clocks run backwards).
+
+        Raises:
+            UsageError: a message, author, trailer or time that git cannot store.
+            ConflictError: a path would be a file and a folder.
+            CorruptionError: a parent, or a blob of the overlay, is not there.
+        """
+        text, who = messages.encode(message, trailers or {}), commits.identity(author)
+        followed = [self._object(parent) for parent in dict.fromkeys(parents)]
+        when, offset = commits.from_datetime(time) if time is not None else _now(followed)
+        for oid in filter(None, overlay.values()):
+            if self._handle.kind(check_hash(oid)) != "blob":
+                raise CorruptionError(f"the git object {oid} is not a blob")
+        tree = trees.overlay(self._handle, self._object(base).tree if base is not None else None, overlay)
+        made = CommitObject(tree, tuple(dict.fromkeys(parents)), who, when, offset, when, text)
+        return made.commit(self._handle.write("commit", made.to_bytes()))
+
+    def commit(self, commit_hash: str) -> Commit:
+        """The commit of a full hash. Raises RefNotFoundError, CorruptionError."""
+        if not self._handle.exists(check_hash(commit_hash)):
+            raise RefNotFoundError(f"there is no commit {commit_hash}")
+        return self._object(commit_hash).commit(commit_hash)
+
+    def consolidate(self, *, force: bool = False) -> int:
+        """Put loose objects into one pack when there are many (or when forced); returns how many it took.
+
+        Cheap when there is nothing to do. Safe beside readers and writers, and when killed.
+        """
+        return consolidate(self._handle, self._locks, force=force)
+
+    def _object(self, commit_hash: str) -> CommitObject:
+        kind, data = self._handle.read(check_hash(commit_hash))
+        if kind != "commit":
+            raise RefNotFoundError(f"{commit_hash} is a {kind}, not a commit")
+        return CommitObject.from_bytes(data, commit_hash)
+
+    # -- branches and tags
+
+    def branches(self) -> dict[str, str]:
+        """Every branch and its commit, sorted by name."""
+        return self._refs.branches()
+
+    def tags(self) -> dict[str, str]:
+        """Every tag and the commit that it leads to, sorted by name."""
+        return {name: self._expressions.peel(oid, name) for name, oid in self._handle.refs(TAGS).items()}
+
+    def create_branch(self, name: str, commit: str, *, force: bool = False, reason: str | None = None) -> None:
+        """Make a branch. Raises AlreadyExistsError unless forced, InvalidNameError."""
+        self._object(commit)
+        self._refs.create(branch_ref(name), commit, reason=reason or f"branch: Created from {commit[:10]}", force=force)
+
+    def delete_branch(self, name: str) -> None:
+        """Delete a branch. Raises RefNotFoundError, ConflictError when HEAD is on it."""
+        self._refs.delete(branch_ref(name))
+
+    def rename_branch(self, old: str, new: str) -> None:
+        """Rename a branch with its reflog; HEAD follows it. Raises RefNotFoundError, AlreadyExistsError."""
+        self._refs.rename(branch_ref(old), branch_ref(new))
+
+    def move_branch(self, name: str, new: str, *, expected: str | None, reason: str) -> None:
+        """Move a branch by compare-and-swap, durably.
+
+        Args:
+            name: the branch.
+            new: the commit to move to.
+            expected: where it is now; None makes the branch, which must not exist.
+            reason: for the reflog.
+
+        Raises:
+            ConflictError: it is not there (AlreadyExistsError when it should not exist).
+        """
+        self._object(new)
+        self._refs.move(branch_ref(name), new, expected=expected, reason=reason)
+
+    def create_tag(
+        self, name: str, commit: str, *, message: str | None = None, author: str = "coral", force: bool = False
+    ) -> None:
+        """Make a tag, annotated when there is a message. Raises AlreadyExistsError unless forced."""
+        ref, target = tag_ref(name), commit
+        self._object(commit)
+        if message is not None:
+            when, offset = commits.from_datetime(datetime.now().astimezone())
+            stamp = f"{commits.identity(author)} {when} {commits.format_offset(offset)}"
+            head = f"object {commit}\ntype commit\ntag {name}\ntagger {stamp}\n\n"
+            target = self._handle.write("tag", f"{head}{messages.check_text(message, 'the message')}\n".encode())
+        self._refs.create(ref, target, reason=f"tag: {name}", force=force)
+
+    def delete_tag(self, name: str) -> None:
+        """Delete a tag. Raises RefNotFoundError."""
+        self._refs.delete(tag_ref(name))
+
+    # -- HEAD
+
+    def head(self) -> Head:
+        """Where HEAD is."""
+        return self._refs.head()
+
+    def set_head(self, *, branch: str | None = None, commit: str | None = None, reason: str | None = None) -> None:
+        """Put HEAD on a branch, or detached on a commit; give one of the two.
+
+        Raises:
+            RefNotFoundError: there is no such branch, and the repository has commits.
+        """
+        if (branch is None) == (commit is None):
+            raise UsageError("HEAD is put on a branch, or on a commit")
+        head = self.head()
+        came_from = head.branch or head.commit or ""
+        if branch is not None:
+            ref = branch_ref(branch)
+            if head.commit is not None and self._refs.oid(ref) is None:
+                raise missing_ref(ref, list(self.branches()))
+            target = RefTarget(None, ref)
+        else:
+            self._object(commit or "")
+            target = RefTarget(commit, None)
+        self._refs.set_head(target, reason or f"checkout: moving from {came_from} to {branch or commit}")
+
+    def move_detached_head(self, new: str, *, expected: str, reason: str) -> None:
+        """Move a detached HEAD by compare-and-swap. Raises ConflictError."""
+        self._object(new)
+        self._refs.move_detached_head(new, expected=expected, reason=reason)
+
+    # -- reading
+
+    def resolve(self, ref: str) -> str:
+        """The full hash of the commit that a ref names, in any of git's forms.
+
+        A branch, a tag, a full or short hash (at least 4 digits), ``HEAD``, ``main~2``, ``main^2``, ``@{1}``,
+        ``main@{2}``.
+
+        Raises:
+            RefNotFoundError: it names nothing, or something that is not a commit; the hint has near misses.
+            InvalidNameError: it is not such a form.
+        """
+        return self._expressions.resolve(ref)
+
+    def log(self, start: str, *, max_count: int | None = None, path: str | None = None) -> Iterator[Commit]:
+        """The commits that lead to a commit, lazily: newest first, never a parent before its child.
+
+        Args:
+            start: a commit, or any form that :meth:`resolve` takes.
+            max_count: at most so many.
+            path: only those whose entry at this path differs from that of every parent.
+
+        Raises:
+            RefNotFoundError: nothing has that name.
+        """
+        if max_count is not None and max_count < 0:
+            raise UsageError(f"max_count is {max_count}")
+        return self._log(self.resolve(start), max_count, path)
+
+    def _log(self, start: str, max_count: int | None, path: str | None) -> Iterator[Commit]:
+        left = max_count if max_count is not None else -1
+        known: dict[str, trees.Entry | None] = {}
+        for oid, found in newest_first(start, self._object):
+            if left == 0:
+                return
+            if path is None or self._changes(found, path, known):
+                left -= 1
+                yield found.commit(oid)
+
+    def _changes(self, commit: CommitObject, path: str, known: dict[str, trees.Entry | None]) -> bool:
+        held = self._entry(commit.tree, path, known)
+        if not commit.parents:
+            return held is not None
+        return all(held != self._entry(self._object(parent).tree, path, known) for parent in commit.parents)
+
+    def _entry(self, tree: str, path: str, known: dict[str, trees.Entry | None]) -> trees.Entry | None:
+        if tree not in known:
+            known[tree] = trees.find(self._handle, tree, path)
+        return known[tree]
+
+    def reflog(self, ref: str = "HEAD") -> list[ReflogEntry]:
+        """The moves of HEAD, a branch or a full ref name, newest first. Raises RefNotFoundError."""
+        full = ref if ref == "HEAD" or ref.startswith("refs/") else branch_ref(ref)
+        if self._handle.ref(full) is None:
+            raise missing_ref(full, list(self.branches()))
+        return self._refs.reflog(full)
+
+    def is_ancestor(self, one: str, two: str) -> bool:
+        """Whether ``one`` is ``two`` or leads to it."""
+        return one == two or self.merge_base(one, two) == one
+
+    def merge_base(self, one: str, two: str) -> str | None:
+        """The best common ancestor of two commits, or None."""
+        return merge_base(one, two, self._object)
+
+
+def _now(parents: Sequence[CommitObject]) -> tuple[int, int]:
+    now = int(clock.time())
+    latest = max((parent.committed for parent in parents), default=now)
+    if now < latest <= now + _MAX_CLOCK_SKEW_SECONDS:
+        now = latest
+    offset = datetime.fromtimestamp(now).astimezone().utcoffset()
+    return now, int(offset.total_seconds()) // 60 if offset is not None else 0

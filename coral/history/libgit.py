@@ -1,0 +1,328 @@
+"""libgit2, through pygit2: the only file that imports it, and where its errors become coral's.
+
+Objects are durable when :meth:`Handle.write` returns: libgit2 syncs a new file and its folder; what it leaves out (the
+folder of a new folder, an object that was there already) is synced here. libgit2 never reads the home folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pygit2
+from pygit2.enums import ConfigLevel, ObjectType, RepositoryOpenFlag
+
+from coral.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CoralError,
+    CorruptionError,
+    InvalidNameError,
+    LockedError,
+    RefNotFoundError,
+    RepositoryNotFoundError,
+    StorageError,
+)
+from coral.history import loose
+from coral.history.loose import Kind
+from coral.storage.folder import Folder, sync_folder, translate_errors
+
+_KINDS = {"blob": ObjectType.BLOB, "tree": ObjectType.TREE, "commit": ObjectType.COMMIT, "tag": ObjectType.TAG}
+_KIND_NAMES: dict[int, Kind] = {
+    ObjectType.BLOB: "blob",
+    ObjectType.TREE: "tree",
+    ObjectType.COMMIT: "commit",
+    ObjectType.TAG: "tag",
+}
+_OPEN = RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE | RepositoryOpenFlag.NO_DOTGIT
+_CACHE_BYTES = 16 * 2**20
+_REFLOG_IDENTITY = ("coral", "coral@localhost")
+# libgit2 gives a message, not the operating system's number.
+_NUMBERS = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)}
+
+
+class RefTarget(NamedTuple):
+    """What a ref says: an object's hash, or the name of another ref."""
+
+    oid: str | None
+    ref: str | None
+
+
+class ReflogLine(NamedTuple):
+    """One line of a reflog; ``offset`` is the time zone in minutes."""
+
+    old: str
+    new: str
+    reason: str
+    when: int
+    offset: int
+
+
+@cache
+def _set_options() -> None:
+    """Set libgit2's options, which are the whole process's; the only place that does."""
+    pygit2.settings.enable_fsync_gitdir(True)
+    pygit2.settings.enable_strict_hash_verification(True)
+    # The folder is the user's own choice; a container often runs as another user than the one who owns it.
+    pygit2.settings.owner_validation = False
+    pygit2.settings.cache_max_size(_CACHE_BYTES)
+    for level in (ConfigLevel.PROGRAMDATA, ConfigLevel.SYSTEM, ConfigLevel.XDG, ConfigLevel.GLOBAL):
+        pygit2.settings.search_path[level] = ""
+
+
+@contextlib.contextmanager
+def _translated(kind: str, name: str = "", *, missing: type[CoralError] = CorruptionError) -> Iterator[None]:
+    """Turn libgit2's errors into coral's; the thing of that kind and name was being read or written."""
+    try:
+        yield
+    except CoralError:
+        raise
+    except KeyError as error:
+        raise missing(
+            f"{kind} {name} is missing", hint="run coral fsck" if missing is CorruptionError else None
+        ) from error
+    except OSError as error:
+        raise _storage_error(f"{kind} {name}", error) from error
+    except (pygit2.GitError, ValueError) as error:
+        raise CorruptionError(f"{kind} {name} is damaged: {error}", hint="run coral fsck") from error
+
+
+def _storage_error(what: str, error: OSError) -> CoralError:
+    text = str(error)
+    if "failed to lock file" in text:
+        return LockedError(f"{what} is locked by another git process", hint="run the command again in a few seconds")
+    number = next((number for reason, number in _NUMBERS.items() if reason in text), error.errno)
+    hint = "free some space and run the command again" if number in (errno.ENOSPC, errno.EDQUOT) else None
+    return StorageError(f"{what}: {text}", hint=hint, errno=number)
+
+
+class Handle:
+    """A git repository's objects and refs, opened once for each thread and each process."""
+
+    def __init__(self, git_dir: Path) -> None:
+        self.git_dir = git_dir
+        self._folder = Folder(git_dir)
+        self._root = f"{git_dir}/"
+        self._local = threading.local()
+        self._durable_folders: set[str] = set()
+
+    @property
+    def _repo(self) -> pygit2.Repository:
+        if getattr(self._local, "pid", None) != os.getpid():
+            _set_options()
+            self._local.repo = self._open()
+            self._local.packs = _open_packs(self.git_dir)
+            self._local.pid = os.getpid()
+        repo: pygit2.Repository = self._local.repo
+        return repo
+
+    @property
+    def _packs(self) -> pygit2.Odb:
+        """The packs alone: libgit2 1.9 reads a loose object that is cut short for ever, so it never reads any."""
+        _ = self._repo
+        packs: pygit2.Odb = self._local.packs
+        return packs
+
+    def _open(self) -> pygit2.Repository:
+        # Told to open a bare repository, libgit2 would take any folder for one.
+        if not (self.git_dir / "HEAD").exists() or not (self.git_dir / "objects").is_dir():
+            raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository")
+        try:
+            repo = pygit2.Repository(str(self.git_dir), _OPEN)
+            repo.set_ident(*_REFLOG_IDENTITY)
+        except (pygit2.GitError, KeyError, OSError, ValueError) as error:
+            raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository: {error}") from error
+        return repo
+
+    # -- objects
+
+    def read(self, oid: str) -> tuple[Kind, bytes]:
+        """An object's kind and bytes, verified. Raises CorruptionError when it is missing or damaged."""
+        found = loose.read(self._root + loose.key(oid), oid)
+        if found is not None:
+            return found
+        packs = self._packs
+        with _translated("the git object", oid):
+            kind, data = packs.read(oid)
+            return _KIND_NAMES[int(kind)], data
+
+    def exists(self, oid: str) -> bool:
+        """Whether there is an object of this hash, whole or not."""
+        with _translated("the git object", oid):
+            return self._repo.odb.exists(oid)
+
+    def kind(self, oid: str) -> Kind:
+        """An object's kind, from its head alone. Raises CorruptionError."""
+        found = loose.kind(self._root + loose.key(oid), oid)
+        if found is not None:
+            return found
+        with _translated("the git object", oid):
+            return _KIND_NAMES[int(self._packs.read_header(oid)[0])]
+
+    def write(self, kind: Kind, data: bytes) -> str:
+        """Store an object, durably; returns its hash."""
+        oid = loose.object_hash(kind, data)
+        if self._keep_existing(oid):
+            return oid
+        with _translated("the git objects of", str(self.git_dir)):
+            self._repo.odb.write(_KINDS[kind], data)
+        self._settle_fan_out(oid[:2])
+        return oid
+
+    def _keep_existing(self, oid: str) -> bool:
+        """Make sure of an object that is there already: readable and durable; drop a damaged loose file."""
+        key = loose.key(oid)
+        path = self._folder.path(key)
+        try:
+            if loose.read(str(path), oid) is None:
+                return False
+        except CorruptionError:
+            self._folder.remove(key)  # a power cut under a git that does not sync leaves such files
+            return False
+        with contextlib.suppress(FileNotFoundError), translate_errors(path):  # packed meanwhile, which is as good
+            sync_folder(path.parent)
+        self._settle_fan_out(oid[:2])
+        return True
+
+    def _settle_fan_out(self, fan_out: str) -> None:
+        # libgit2 makes objects/xx without syncing objects. Once synced after it was seen, it stays durable.
+        if fan_out not in self._durable_folders:
+            objects = self.git_dir / "objects"
+            with translate_errors(objects):
+                seen = os.listdir(objects)
+                sync_folder(objects)
+            self._durable_folders.update(seen)
+
+    def with_prefix(self, prefix: str) -> list[str]:
+        """The objects whose hash begins with at least four digits, sorted."""
+        repo = self._repo
+        with _translated("the git objects of", str(self.git_dir)):
+            try:
+                return [str(repo.expand_id(prefix))]
+            except pygit2.AmbiguousError:  # rare enough to read every name
+                return sorted({oid for oid in map(str, repo.odb) if oid.startswith(prefix)})
+            except KeyError:
+                return []
+
+    # -- refs
+
+    def ref(self, name: str) -> RefTarget | None:
+        """What a ref (full name) says; None when there is no such ref. Raises CorruptionError."""
+        repo = self._repo
+        try:
+            target = repo.lookup_reference(name).target
+        except KeyError:
+            return None
+        except pygit2.InvalidSpecError as error:
+            raise InvalidNameError(f"{name!r} is not a valid name of a ref") from error
+        except (pygit2.GitError, ValueError, OSError) as error:
+            raise CorruptionError(f"the ref {name} is damaged: {error}", hint="run coral fsck") from error
+        return RefTarget(None, target) if isinstance(target, str) else RefTarget(str(target), None)
+
+    def refs(self, prefix: str) -> dict[str, str]:
+        """The refs under a prefix such as ``refs/heads/``, by the rest of their name, with the hash they lead to."""
+        found = {}
+        with _translated("the refs of", str(self.git_dir)):
+            for ref in self._repo.references.iterator():
+                if ref.name.startswith(prefix):
+                    with contextlib.suppress(KeyError):  # a symbolic ref that leads nowhere
+                        found[ref.name[len(prefix) :]] = str(ref.resolve().target)
+        return dict(sorted(found.items()))
+
+    def create_ref(self, name: str, target: RefTarget, reason: str, *, force: bool = False) -> None:
+        """Create a ref, or replace one when forced. Raises AlreadyExistsError, ConflictError for ``a`` and ``a/b``."""
+        repo = self._repo
+        try:
+            if target.oid is not None:
+                repo.create_reference_direct(name, pygit2.Oid(hex=target.oid), force, message=reason)
+            else:
+                repo.create_reference_symbolic(name, target.ref or "", force, message=reason)
+        except pygit2.AlreadyExistsError as error:
+            raise AlreadyExistsError(f"{name} exists already") from error
+        except pygit2.InvalidSpecError as error:
+            raise InvalidNameError(f"{name!r} is not a valid name of a ref") from error
+        except OSError as error:
+            raise _storage_error(name, error) from error
+        except (pygit2.GitError, ValueError) as error:
+            raise ConflictError(f"cannot write {name}: {error}") from error
+
+    def move_ref(self, name: str, target: RefTarget, reason: str, *, expected: RefTarget) -> None:
+        """Move a ref by compare-and-swap. Raises ConflictError when it is not where it is expected to be."""
+        repo = self._repo
+        try:
+            ref = repo.lookup_reference(name)
+            held = ref.target
+            if RefTarget(None, held) != expected if isinstance(held, str) else RefTarget(str(held), None) != expected:
+                raise ConflictError(f"{name} moved meanwhile")
+            ref.set_target(pygit2.Oid(hex=target.oid) if target.oid is not None else target.ref or "", reason)
+        except KeyError as error:
+            raise ConflictError(f"{name} was deleted meanwhile") from error
+        except OSError as error:
+            raise _storage_error(name, error) from error
+        except pygit2.GitError as error:
+            raise ConflictError(f"cannot move {name}: {error}") from error
+
+    def delete_ref(self, name: str) -> None:
+        """Delete a ref and its reflog; a missing one is fine."""
+        repo = self._repo
+        try:
+            repo.lookup_reference(name).delete()
+        except KeyError:
+            return
+        except OSError as error:
+            raise _storage_error(name, error) from error
+        except pygit2.GitError as error:
+            raise ConflictError(f"cannot delete {name}: {error}") from error
+
+    def reflog(self, name: str) -> list[ReflogLine]:
+        """The reflog of a ref, newest first."""
+        with _translated("the reflog of", name, missing=RefNotFoundError):
+            return [
+                ReflogLine(
+                    str(entry.oid_old),
+                    str(entry.oid_new),
+                    entry.message or "",
+                    entry.committer.time,
+                    entry.committer.offset,
+                )
+                for entry in self._repo.lookup_reference(name).log()
+            ]
+
+    # -- packing
+
+    def pack(self, oids: Iterable[str]) -> None:
+        """Write one pack of these objects, which must be whole, into the repository; not durable yet."""
+        with _translated("a new pack in", str(self.git_dir)):
+            builder = pygit2.PackBuilder(self._repo)
+            builder.set_threads(1)
+            for oid in oids:
+                builder.add(pygit2.Oid(hex=oid))
+            builder.write()
+
+
+class PackedObjects:
+    """The objects that the packs of a repository hold now, whatever lies loose beside them."""
+
+    def __init__(self, git_dir: Path) -> None:
+        self._odb = _open_packs(git_dir)
+
+    def verify(self, oid: str) -> bool:
+        """Whether the packs hold this object, whole."""
+        try:
+            kind, data = self._odb.read(oid)
+        except (pygit2.GitError, KeyError, ValueError, OSError):
+            return False
+        return loose.object_hash(_KIND_NAMES[int(kind)], data) == oid
+
+
+def _open_packs(git_dir: Path) -> pygit2.Odb:
+    with _translated("the packs of", str(git_dir)):
+        packs = pygit2.Odb()
+        packs.add_backend(pygit2.OdbBackendPack(str(git_dir / "objects")), 1)
+        return packs

@@ -1,0 +1,192 @@
+"""The chunk store's door: reads tensors back, verified, and opens writers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError
+from coral.format import codecs
+from coral.format.chunking import chunk_count, spans
+from coral.format.manifest import TensorRecord
+from coral.format.pack import KIND_CHUNK, KIND_LIST
+from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
+from coral.objects.packs import PackSet
+from coral.objects.scratch import Scratch
+from coral.objects.source import BytesSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Buffer
+
+    from coral.objects.writer import StoreWriter
+    from coral.storage.folder import Folder
+
+_WINDOW_PER_THREAD = 3
+
+
+class ChunkStore:
+    """Content ids to bytes.
+
+    Args:
+        folder: where the packs are.
+        lock: flock file: writers share it, garbage collection excludes them.
+        threads: workers for hashing, encoding and decoding; None takes every core.
+        verify_writes: decode each encoded chunk and compare before it counts.
+    """
+
+    def __init__(self, folder: Folder, lock: Path, *, threads: int | None = None, verify_writes: bool = True) -> None:
+        self.folder = folder
+        self.lock = lock
+        self.verify_writes = verify_writes
+        self.threads = threads or _cores()
+        self.packs = PackSet(folder)
+        self._scratch = Scratch()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """This process's worker threads (a forked child starts its own)."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            self._pool = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="coral")
+        return self._pool[1]
+
+    @property
+    def window(self) -> int:
+        """How many chunks may be under way at once; bounds the memory."""
+        return _WINDOW_PER_THREAD * self.threads
+
+    # -- writing
+
+    def writer(self) -> StoreWriter:
+        """Start writing; nothing counts until the writer is sealed."""
+        from coral.objects.writer import StoreWriter
+
+        self.packs.refresh()
+        return StoreWriter(self)
+
+    def put_bytes(self, data: Buffer) -> ContentRef:
+        """Store plain bytes, durably; returns their reference."""
+        with self.writer() as writer:
+            (record,) = writer.write_tensors([BytesSource("data", data)])
+            writer.seal()
+        self.consolidate()
+        return record.content
+
+    def consolidate(self) -> int:
+        """Merge small packs when there are many; returns how many went away. Cheap when there is nothing to do."""
+        from coral.objects.consolidate import consolidate
+
+        return consolidate(self)
+
+    # -- reading
+
+    def get_bytes(self, content: ContentRef, nbytes: int) -> bytes:
+        """Plain bytes that :meth:`put_bytes` stored. Raises CorruptionError."""
+        out = bytearray(nbytes)
+        self.read_into(TensorRecord("data", "U8", (nbytes,), content), memoryview(out))
+        return bytes(out)
+
+    def chunk_ids(self, record: TensorRecord) -> list[ChunkId]:
+        """The ids of a tensor's chunks, in order; none for one that stands inline in the manifest."""
+        kind, _, text = record.content.partition(":")
+        if kind == "hex":
+            return []
+        ident = ChunkId(bytes.fromhex(text))
+        if kind == "b3":
+            ids = [ident]
+        else:
+            data = self._read_list(ident)
+            ids = [ChunkId(data[at : at + ID_BYTES]) for at in range(0, len(data), ID_BYTES)]
+        if len(ids) != chunk_count(record.dtype, record.shape):
+            raise CorruptionError(f"the tensor {record.name} of shape {list(record.shape)} lists {len(ids)} chunks")
+        return ids
+
+    def read_into(self, record: TensorRecord, out: memoryview) -> None:
+        """Fill ``out`` with a tensor's bytes, decoded in parallel and verified against their ids.
+
+        Raises:
+            CorruptionError: a chunk is missing or damaged; ``out`` then holds rubbish.
+        """
+        if len(out) != record.nbytes:
+            raise ValueError(f"{record.name} has {record.nbytes} bytes, not {len(out)}")
+        if record.content.startswith("hex:"):
+            out[:] = inline_bytes(record)
+            return
+        ids = self.chunk_ids(record)
+        if len(ids) == 1:
+            self.read_chunk(ids[0], out)
+            return
+        ranges = spans(record.dtype, record.shape)
+        pending: deque[Future[None]] = deque()
+        try:
+            for chunk, (start, stop) in zip(ids, ranges, strict=True):
+                pending.append(self.pool.submit(self.read_chunk, chunk, out[start:stop]))
+                if len(pending) >= self.window:
+                    pending.popleft().result()
+            while pending:
+                pending.popleft().result()
+        finally:
+            # After an error no worker may still be writing into the caller's memory.
+            _call_off(pending)
+
+    def iterate(self, record: TensorRecord) -> Iterator[Buffer]:
+        """A tensor's bytes chunk by chunk, decoded ahead in parallel, verified."""
+        if record.content.startswith("hex:"):
+            yield inline_bytes(record)
+            return
+        pending: deque[Future[bytearray]] = deque()
+        for chunk, (start, stop) in zip(self.chunk_ids(record), spans(record.dtype, record.shape), strict=True):
+            pending.append(self.pool.submit(self._fresh_chunk, chunk, stop - start))
+            if len(pending) >= self.window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    def read_chunk(self, chunk: ChunkId, out: memoryview) -> None:
+        """Fill ``out`` with one chunk, verified. Raises CorruptionError."""
+        entry, payload = self.packs.read_record(chunk, self._scratch)
+        if entry.kind != KIND_CHUNK or entry.raw_length != len(out):
+            raise CorruptionError(f"the chunk {chunk.hex()} holds {entry.raw_length} bytes, not {len(out)}")
+        codecs.decode_into(entry.codec, entry.item, payload, out)
+        if chunk_id(out) != chunk:
+            raise CorruptionError(f"the chunk {chunk.hex()} decodes to other bytes", hint="run coral fsck")
+
+    def _fresh_chunk(self, chunk: ChunkId, length: int) -> bytearray:
+        out = bytearray(length)
+        self.read_chunk(chunk, memoryview(out))
+        return out
+
+    def _read_list(self, ident: ChunkId) -> bytes:
+        entry, payload = self.packs.read_record(ident, self._scratch)
+        data = bytes(payload)
+        if entry.kind != KIND_LIST or len(data) % ID_BYTES or list_id(data) != ident:
+            raise CorruptionError(f"the chunk list {ident.hex()} is damaged", hint="run coral fsck")
+        return data
+
+
+def _call_off(jobs: Iterable[Future[None]]) -> None:
+    """Cancel what has not begun, wait for what has."""
+    for job in jobs:
+        job.cancel()
+    for job in jobs:
+        with contextlib.suppress(CancelledError):
+            job.exception()
+
+
+def _cores() -> int:
+    # What this process may use; macOS cannot say.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def inline_bytes(record: TensorRecord) -> bytes:
+    """The bytes of a tensor that stands inline in the manifest. Raises CorruptionError when it has the wrong size."""
+    data = bytes.fromhex(record.content.removeprefix("hex:"))
+    if len(data) != record.nbytes:
+        raise CorruptionError(f"the tensor {record.name} holds {len(data)} bytes, not {record.nbytes}")
+    return data

@@ -1,0 +1,651 @@
+"""The repository: the door to a folder's history of weights.
+
+It holds no algorithm: each method names the verbs of the floor below, in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coral.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CoralError,
+    PartNotFoundError,
+    RefNotFoundError,
+    UsageError,
+)
+from coral.format.manifest import Manifest
+from coral.format.names import check_ref_name
+from coral.git.enclosing import CodeState
+from coral.history import Commit, History
+from coral.verbs import layout
+from coral.verbs.commit import CommitObserver, Draft, build_trailers
+from coral.verbs.config import Config
+from coral.verbs.diff import Diff, diff_parts
+from coral.verbs.line import Line
+from coral.verbs.parts import PartReader, check_updatable, is_state, is_weights, laid_over, part_not_found
+from coral.verbs.provenance import Provenance
+from coral.verbs.staging import PrivateStaging, ShellStaging, StagedChange, Staging, staged_changes
+from coral.verbs.worktree import CheckoutResult, Plan, WorkTree
+
+if TYPE_CHECKING:
+    import os
+
+    from coral.history import ReflogEntry
+    from coral.objects import ChunkStore, Fingerprints, StoreWriter
+    from coral.objects.writer import Progress
+    from coral.verbs.checkpoint import Stateful
+    from coral.verbs.weights import Weights
+
+_DEFAULT_AUTHOR = "coral"
+_REF_GROUP = "coral.refs"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What differs between the branch's tip, the staging area and the project's files.
+
+    Attributes:
+        branch: the branch HEAD is on, None when detached.
+        commit: full hash of HEAD, None before the first commit.
+        staged: what the next commit will change.
+        modified: files that differ from the commit, or from what is staged.
+        untracked: model files that no part names.
+        parts: how many parts the next commit will hold.
+    """
+
+    branch: str | None
+    commit: str | None
+    staged: tuple[StagedChange, ...]
+    modified: tuple[str, ...]
+    untracked: tuple[str, ...]
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDetails:
+    """A commit, the parts it holds, and what it changed against its first parent."""
+
+    commit: Commit
+    parts: Mapping[str, Manifest]
+    diff: Diff
+
+
+class Repository:
+    """A folder's history of weights.
+
+    One object belongs to one line of work: its staging is its own, and its commits land on the branch that HEAD was
+    on when it first committed (or when a run started), whatever the shell switches to meanwhile.
+
+    Args:
+        path: the project's folder, the one that holds ``.coral``.
+        init: make the repository when there is none.
+        shell_staging: stage into ``.coral/staging``, which the shell's commands share.
+
+    Raises:
+        RepositoryNotFoundError: no repository there, and ``init`` is False.
+        VersionError: made by a newer coral.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] = ".", init: bool = False, *, shell_staging: bool = False) -> None:
+        self.path = Path(path).resolve()
+        self.storage = layout.create(self.path) if init else layout.open_folder(self.path)
+        self.coral_dir = self.storage.root
+        self.config = Config.load(self.storage)
+        self.history = History(self.coral_dir / ".git", locks=self.coral_dir / "locks")
+        self._reader = PartReader(self.history)
+        staging: Staging = (
+            ShellStaging(self.storage.sub("staging"), self.history, self._reader) if shell_staging else PrivateStaging()
+        )
+        self._line = Line(self.history, self._reader, lambda: self.store, staging, durable=shell_staging)
+        self._observers: list[CommitObserver] = []
+        self._provenance = Provenance(self.path)
+        if not shell_staging:
+            self._provenance.start()
+
+    @classmethod
+    def discover(cls, path: str | os.PathLike[str] = ".", *, shell_staging: bool = False) -> Repository:
+        """Open the repository that holds a folder, looking upwards as git does. Raises RepositoryNotFoundError."""
+        return cls(layout.discover(Path(path).resolve()), shell_staging=shell_staging)
+
+    @cached_property
+    def store(self) -> ChunkStore:
+        """The chunk store."""
+        from coral.objects import ChunkStore
+
+        return ChunkStore(
+            self.storage.sub("packs"),
+            self.coral_dir / "locks" / "store",
+            threads=self.config.threads,
+            verify_writes=self.config.verify_writes,
+        )
+
+    @cached_property
+    def worktree(self) -> WorkTree:
+        """The project's files."""
+        return WorkTree(self.path, self.storage.sub("staging"), self.history, self._reader, lambda: self.store)
+
+    @property
+    def code(self) -> CodeState | None:
+        """The enclosing git repository's commit, branch and dirtiness, as they were when this object was made."""
+        return self._provenance.state
+
+    # -- stage
+
+    def stage_weights(
+        self,
+        weights: object,
+        name: str = "model.safetensors",
+        *,
+        update: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Put a model's tensors into the next commit, as they are now.
+
+        Args:
+            weights: a module, or a mapping of names to torch tensors, numpy arrays or JAX arrays.
+            name: the part, which is also the file that ``checkout`` writes.
+            update: lay these tensors over those that the part holds, rather than replace it.
+            metadata: the safetensors file's own key-value pairs.
+
+        Raises:
+            UnsupportedValueError: a tensor that cannot be kept without loss.
+            PartNotFoundError, UsageError: there is nothing to update, or it is no safetensors file of weights.
+            StorageError: the disk refused; what was staged before is still staged.
+        """
+        from coral.verbs.checkpoint import sources_of, weights_of
+
+        sources = sources_of(weights_of(weights))
+        pairs = tuple((metadata or {}).items())
+
+        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
+            old = check_updatable(name, self._line.staged_or_tip(name)) if update else None
+            records = tuple(writer.write_tensors(sources, fingerprints=fingerprints, progress=progress))
+            fresh = Manifest("safetensors", records, None, pairs)
+            return fresh if old is None else laid_over(old, fresh)
+
+        return self._line.stage(name, build)
+
+    def stage_state(
+        self, state: object, name: str = "state.safetensors", *, progress: Progress | None = None
+    ) -> Manifest:
+        """Put what is not a model's weights into the next commit: optimizer states, schedulers, epochs.
+
+        Tensors inside become tensors; the rest is kept as JSON, never as a pickle. Tuples, integer keys, bytes and
+        dtypes come back as such.
+
+        Raises:
+            UnsupportedValueError: a value that cannot be kept, named by its path in the state.
+        """
+        from coral.verbs.checkpoint import sources_of
+        from coral.verbs.parts import STATE_KEY
+        from coral.verbs.state import encode_state
+
+        text, tensors = encode_state(state)
+        sources = sources_of(tensors)
+
+        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
+            records = tuple(writer.write_tensors(sources, fingerprints=fingerprints, progress=progress))
+            return Manifest("safetensors", records, None, ((STATE_KEY, text),))
+
+        return self._line.stage(name, build)
+
+    def stage_file(
+        self,
+        path: str | os.PathLike[str],
+        name: str | None = None,
+        *,
+        opaque: bool = False,
+        progress: Progress | None = None,
+    ) -> Manifest:
+        """Put a file into the next commit: safetensors, torch zips, npy and npz by their tensors, others whole.
+
+        Args:
+            path: the file.
+            name: the part; None takes the path relative to the project.
+            opaque: keep the bytes whole, whatever the file is.
+
+        Raises:
+            FormatError: the file is malformed; nothing was staged.
+        """
+        from coral.verbs.ingest import manifest_of
+
+        file = Path(path)
+
+        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
+            return manifest_of(file, writer, opaque=opaque, fingerprints=fingerprints, progress=progress)
+
+        return self._line.stage(self.worktree.part_name(file) if name is None else name, build)
+
+    def unstage(self, *names: str) -> None:
+        """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""
+        self._line.unstage(names)
+
+    def rm(self, *names: str, cached: bool = False, force: bool = False) -> None:
+        """Stage the removal of parts, and remove their files unless ``cached``.
+
+        Raises:
+            PartNotFoundError: neither staged nor in the branch's tip.
+            OverwriteError: a file holds bytes that no commit holds, and ``force`` is False.
+        """
+        for name in names:
+            self._line.staged_or_tip(name)
+            if not cached and not force:
+                self.worktree.check_removable(name)
+        self._line.stage_removal(names)
+        if not cached:
+            self.worktree.remove(names)
+
+    def status(self) -> Status:
+        """What differs between the branch's tip, the staging area and the files."""
+        branch, commit = self._line.position()
+        with self._line.overlay() as overlay:
+            parts = dict(overlay.parts)
+        tip = self._reader.at(commit) if commit else {}
+        now = {name: part for name, part in {**tip, **parts}.items() if part is not None}
+        there = self.worktree.materialised(now)
+        modified = tuple(name for name in sorted(there) if not self.worktree.matches(name, now[name]))
+        self.worktree.save_stamps()
+        staged = tuple(staged_changes(parts, tip.get))
+        return Status(branch, commit, staged, modified, tuple(self.worktree.untracked(now)), len(now))
+
+    # -- commit
+
+    def commit(
+        self,
+        message: str,
+        author: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, object] | None = None,
+        allow_empty: bool = False,
+        *,
+        step: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Commit:
+        """Commit what is staged; once this returns, a power cut cannot take it back.
+
+        Args:
+            message: why.
+            author: ``Name <email>`` or a name; None takes the configuration's, else ``coral``.
+            tags: names for the commit.
+            metadata: JSON to keep with the commit.
+            allow_empty: commit even when nothing changed.
+            step: the training step that the weights are of; links the commit to the active run exactly.
+            metrics: measured at this step; they are kept with the commit.
+
+        Raises:
+            NothingToCommitError: nothing staged differs from the branch's tip.
+            ConflictError: another commit changed a staged part meanwhile; committing again lays yours over it.
+        """
+        names = [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
+        for name in names:
+            self._check_free_tag(name)
+        trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
+        for observer in self._observers:
+            trailers.update(observer.trailers(step=step, metrics=metrics))
+        draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
+        commit = self._line.land(draft)
+        self._tidy()
+        for observer in list(self._observers):
+            observer.committed(commit)
+        for name in names:
+            self.history.create_tag(name, commit.commit_hash)
+        return commit
+
+    def save(
+        self,
+        model: object,
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        message: str | None = None,
+        *,
+        step: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        **state: object,
+    ) -> Commit:
+        """Commit a whole training checkpoint in one call: weights, optimizer, scheduler, random number generators.
+
+        Args:
+            model: a module, or a mapping of names to tensors.
+            state: whatever else training needs to go on; :meth:`load_into` returns it.
+
+        Raises:
+            UnsupportedValueError: a value that cannot be kept, named by its path.
+        """
+        from coral.verbs import checkpoint
+
+        with self._line.all_or_nothing():
+            self.stage_weights(model, checkpoint.MODEL_PART)
+            self.stage_state(checkpoint.gather(model, optimizer, scheduler, state), checkpoint.STATE_PART)
+        text = message or ("checkpoint" if step is None else f"step {step}")
+        return self.commit(text, tags=tags, allow_empty=True, step=step, metrics=metrics)
+
+    def load_into(
+        self,
+        model: object,
+        ref: str = "HEAD",
+        optimizer: Stateful | None = None,
+        scheduler: Stateful | None = None,
+        strict: bool = True,
+    ) -> dict[str, object]:
+        """Load a commit's weights into a model, in place, and its training state into what trains it.
+
+        With an optimizer or a scheduler the random number generators are put back as well, so that training goes on
+        bit for bit; without, they are left alone. Returns the rest of the state that :meth:`save` was given.
+
+        Raises:
+            UsageError: the weights do not fit the model; every misfit is listed.
+            PartNotFoundError: the commit does not hold the state asked for.
+        """
+        from coral.verbs import checkpoint
+
+        commit = self.resolve(ref)
+        parts = self._reader.at(commit)
+        name = checkpoint.MODEL_PART if checkpoint.MODEL_PART in parts else None
+        held = parts.get(checkpoint.STATE_PART)
+        state = self.get_state(commit, checkpoint.STATE_PART) if held is not None and is_state(held) else {}
+        return checkpoint.bring_back(
+            state if isinstance(state, Mapping) else {},
+            model,
+            weights=self.get_all_weights(commit, name, framework=checkpoint.framework_name(model)),
+            optimizer=optimizer,
+            scheduler=scheduler,
+            strict=strict,
+        )
+
+    def pin(self, branch: str | None = None) -> str | None:
+        """Fix the branch that this object's commits land on; returns it, None for a detached HEAD.
+
+        Args:
+            branch: an existing branch, or any name before the first commit; None takes the one that HEAD is on now.
+                HEAD does not move.
+
+        Raises:
+            RefNotFoundError: no such branch.
+        """
+        return self._line.pin(branch)
+
+    @property
+    def branch(self) -> str | None:
+        """The branch that this object's commits land on; None for a detached HEAD."""
+        return self._line.branch
+
+    def add_commit_observer(self, observer: CommitObserver) -> None:
+        """Have an observer add trailers to every commit of this object, and be told of each."""
+        self._observers.append(observer)
+
+    def remove_commit_observer(self, observer: CommitObserver) -> None:
+        """Undo :meth:`add_commit_observer`; harmless when it was not added."""
+        if observer in self._observers:
+            self._observers.remove(observer)
+
+    # -- read
+
+    def get_all_weights(self, ref: str = "HEAD", name: str | None = None, framework: str = "numpy") -> Weights:
+        """A commit's weights as a lazy mapping of names to tensors; each is read, verified, when asked for.
+
+        Args:
+            ref: any form that :meth:`resolve` takes.
+            name: the part; None takes all parts that hold weights.
+            framework: ``numpy`` (bf16 and fp8 through ml_dtypes) or ``torch``.
+
+        Raises:
+            PartNotFoundError: no such part, or a commit without weights.
+            UsageError: two parts hold a tensor of the same name, and ``name`` does not say which is meant.
+        """
+        from coral.verbs.frameworks import framework as find_framework
+        from coral.verbs.weights import Weights
+
+        commit = self.resolve(ref)
+        if name is not None:
+            parts = {name: self._reader.one(commit, name)}
+        else:
+            parts = {part: manifest for part, manifest in self._reader.at(commit).items() if is_weights(manifest)}
+        if not parts:
+            raise PartNotFoundError(f"the commit {commit[:10]} holds no weights", hint="'coral ls' lists its parts")
+        return Weights(self.store, find_framework(framework), parts, commit=commit)
+
+    def get_weight(self, name: str, ref: str = "HEAD", framework: str = "numpy") -> object:
+        """One tensor of a commit; only its own chunks are read. Raises TensorNotFoundError."""
+        from coral.verbs.frameworks import framework as find_framework
+        from coral.verbs.weights import Weights, holders_of
+
+        commit = self.resolve(ref)
+        parts = {part: manifest for part, manifest in self._reader.at(commit).items() if is_weights(manifest)}
+        holders = holders_of(self.store, parts, name, commit=commit)
+        return Weights(self.store, find_framework(framework), holders, commit=commit)[name]
+
+    def get_state(self, ref: str = "HEAD", name: str | None = None) -> object:
+        """The training state that a commit holds, as it was handed to :meth:`stage_state` or :meth:`save`.
+
+        Args:
+            name: the part; None takes the only one there is.
+
+        Raises:
+            PartNotFoundError: the commit holds no such state.
+            UsageError: it holds several, and ``name`` does not say which is meant.
+        """
+        from coral.verbs.training_state import read_state
+
+        commit = self.resolve(ref)
+        states = {part: found for part, found in self._reader.at(commit).items() if is_state(found)}
+        if name is not None and name not in states:
+            raise part_not_found(name, states, commit)
+        if not states:
+            raise PartNotFoundError(f"the commit {commit[:10]} holds no training state")
+        if name is None and len(states) > 1:
+            raise UsageError(f"the commit {commit[:10]} holds several states", hint=f"name= one of {sorted(states)}")
+        return read_state(self.store, states[name or next(iter(states))])
+
+    def parts(self, ref: str = "HEAD") -> dict[str, Manifest]:
+        """The manifests of a commit, by part name."""
+        return self._reader.at(self.resolve(ref))
+
+    def log(self, ref: str = "HEAD", max_count: int | None = None, path: str | None = None) -> Iterator[Commit]:
+        """The commits that led to one, newest first.
+
+        Args:
+            max_count: at most so many.
+            path: only those that changed this part.
+        """
+        return self.history.log(self.resolve(ref), max_count=max_count, path=path)
+
+    def show(self, ref: str = "HEAD") -> CommitDetails:
+        """A commit, its parts, and what it changed."""
+        commit = self.history.commit(self.resolve(ref))
+        parent = commit.parents[0] if commit.parents else None
+        return CommitDetails(commit, self._reader.at(commit.commit_hash), self._diff(parent, commit.commit_hash))
+
+    def diff(self, a: str = "HEAD", b: str | None = None) -> Diff:
+        """What changed from one commit to another, by tensor.
+
+        Args:
+            a, b: the old and the new commit; with one alone, what that commit changed against its parent.
+        """
+        if b is None:
+            return self.show(a).diff
+        return self._diff(self.resolve(a), self.resolve(b))
+
+    def reflog(self, ref: str = "HEAD") -> list[ReflogEntry]:
+        """Where a branch, or HEAD, has pointed, newest first."""
+        return self.history.reflog(ref)
+
+    def resolve(self, ref: str) -> str:
+        """The full hash of the commit that a ref names.
+
+        Args:
+            ref: branch, tag, full or short hash, ``HEAD``, ``HEAD~2``, ``main@{1}``; ``best:METRIC[:min|max]`` for the
+                commit of the best run's best step; ``run:ID`` for a run's last commit.
+
+        Raises:
+            RefNotFoundError: it names no commit.
+        """
+        prefix, colon, rest = ref.partition(":")
+        if colon:
+            # Imported here because it loads much, and most refs have no colon.
+            from importlib.metadata import entry_points
+
+            for point in entry_points(group=_REF_GROUP, name=prefix):
+                found: str = point.load()(self, rest)
+                return found
+        return self._line.resolve(ref)
+
+    # -- move
+
+    def branches(self) -> dict[str, str]:
+        """Every branch and the commit it points at."""
+        return self.history.branches()
+
+    def create_branch(self, name: str, ref: str = "HEAD") -> None:
+        """Make a branch that points at a commit; HEAD does not move. Raises AlreadyExistsError."""
+        self.history.create_branch(check_ref_name(name), self.resolve(ref))
+
+    def delete_branch(self, name: str, *, force: bool = False) -> None:
+        """Delete a branch. Raises ConflictError when its commits are on no other branch or tag, unless ``force``."""
+        tip = self.history.branches().get(name)
+        if tip is not None and not force:
+            others = [*(other for key, other in self.branches().items() if key != name), *self.tags().values()]
+            if not any(self.history.is_ancestor(tip, other) for other in others):
+                raise ConflictError(
+                    f"the commits of {name!r} are on no other branch or tag",
+                    hint="tag its tip first, or use --force to let go of them",
+                )
+        self.history.delete_branch(name)
+
+    def rename_branch(self, old: str, new: str) -> None:
+        """Give a branch another name."""
+        self.history.rename_branch(old, check_ref_name(new))
+        self._line.follow_rename(old, new)
+
+    def tag(self, name: str, ref: str = "HEAD", message: str | None = None, *, force: bool = False) -> None:
+        """Name a commit for good. Raises AlreadyExistsError unless ``force``."""
+        self.history.create_tag(check_ref_name(name, "tag"), self.resolve(ref), message=message, force=force)
+
+    def tags(self) -> dict[str, str]:
+        """Every tag and the commit it names."""
+        return self.history.tags()
+
+    def delete_tag(self, name: str) -> None:
+        """Delete a tag; the commit stays."""
+        self.history.delete_tag(name)
+
+    def switch(self, branch: str, *, create: bool = False, force: bool = False) -> CheckoutResult:
+        """Move HEAD to a branch; files that are there already follow, no others are written.
+
+        Args:
+            create: make the branch here first.
+            force: overwrite bytes that no commit holds.
+
+        Raises:
+            OverwriteError: a file that has to follow holds bytes that no commit holds.
+        """
+        if create:
+            head = self.history.head()
+            check_ref_name(branch)
+            if head.commit is not None:
+                self.create_branch(branch)
+            else:
+                self.history.set_head(branch=branch, reason=f"checkout: moving to {branch}")
+                self.pin()
+                return CheckoutResult("", branch)
+        elif branch not in self.branches():
+            self.history.resolve(branch)
+            raise RefNotFoundError(
+                f"{branch!r} is not a branch",
+                hint="'coral checkout' goes to any commit; 'coral switch -c' makes a branch",
+            )
+        return self._move_head(branch, everything=False, force=force)
+
+    def checkout(
+        self,
+        ref: str,
+        path: str | Sequence[str] | None = None,
+        *,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> CheckoutResult:
+        """Write a commit's files into the project, byte for byte.
+
+        Without ``path`` HEAD moves there too (to the branch, or detached), and training states stay in the store.
+
+        Args:
+            ref: any form that :meth:`resolve` takes.
+            path: only these parts; HEAD stays where it is.
+            force: overwrite bytes that no commit holds.
+
+        Raises:
+            OverwriteError: a file in the way holds bytes that no commit holds.
+        """
+        if path is None:
+            return self._move_head(ref, everything=True, force=force, progress=progress)
+        names = [path] if isinstance(path, str) else list(path)
+        commit = self.resolve(ref)
+        wanted = {name: self._reader.one(commit, name) for name in names}
+        plan = self.worktree.plan_files(wanted, force=force)
+        self.worktree.execute(plan, progress=progress)
+        return CheckoutResult(commit, self.history.head().branch, tuple(plan.write), plan.unchanged)
+
+    def reset(self, ref: str = "HEAD", *, hard: bool = False, force: bool = False) -> CheckoutResult:
+        """Point the branch at another commit, and forget what was staged.
+
+        Args:
+            hard: bring along the files that are there.
+            force: overwrite bytes that no commit holds.
+        """
+        commit = self.resolve(ref)
+        branch, tip = self._line.position()
+        plan = Plan({})
+        if hard:
+            old = self._reader.at(tip) if tip else {}
+            plan = self.worktree.plan(old, self._reader.at(commit), everything=False, force=force)
+            # The files first: when the disk refuses, the same command finds all as it was, and goes on.
+            self.worktree.execute(plan)
+        self._line.move(commit, f"reset: moving to {ref}")
+        return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove)
+
+    # -- inside
+
+    def _move_head(
+        self, ref: str, *, everything: bool, force: bool, progress: Progress | None = None
+    ) -> CheckoutResult:
+        branches, head = self.branches(), self.history.head()
+        branch = self.branch if ref in ("HEAD", "@") else ref if ref in branches else None
+        commit = branches[branch] if branch in branches else self.resolve(ref)
+        old = self._reader.at(head.commit) if head.commit else {}
+        new = self._reader.at(commit)
+        self._line.check_can_leave(old, new, ref, force=force)
+        plan = self.worktree.plan(old, new, everything=everything, force=force)
+        self.worktree.execute(plan, progress=progress)
+        reason = f"checkout: moving from {head.branch or head.commit or ''} to {ref}"
+        self.history.set_head(branch=branch, commit=None if branch else commit, reason=reason)
+        self.pin()
+        states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in plan.write))
+        return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove, states)
+
+    def _diff(self, old: str | None, new: str) -> Diff:
+        before = self._reader.at(old) if old else {}
+        return diff_parts((old, before), (new, self._reader.at(new)), lambda record: self.store.chunk_ids(record))
+
+    def _tidy(self) -> None:
+        """Keep the number of files small; the commit stands whatever becomes of this."""
+        with contextlib.suppress(CoralError):
+            self.history.consolidate()
+            self.store.consolidate()
+            self.storage.sweep_temporary()
+
+    def _check_free_tag(self, name: str) -> None:
+        check_ref_name(name, "tag")
+        for taken in self.history.tags():
+            if taken == name or taken.startswith(f"{name}/") or name.startswith(f"{taken}/"):
+                raise AlreadyExistsError(f"the tag {taken!r} exists already", hint="choose a name that is free")
+
+    def __repr__(self) -> str:
+        return f"<Repository {self.path}>"

@@ -1,0 +1,109 @@
+"""Locks between processes; all of them die with their holder, so none is ever left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from coral.errors import LockedError, NotFoundError, StorageError
+from coral.storage.folder import translate_errors
+
+_POLL_SECONDS = 0.005
+_PROBE_SECONDS = 0.1
+_HELD = (errno.EAGAIN, errno.EACCES)
+
+
+def _open(path: Path) -> int:
+    with translate_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[None]:
+    """Hold a flock on a file.
+
+    Args:
+        path: the lock file; created when missing, never removed (removing one is a race).
+        shared: readers share, one writer excludes.
+        timeout: seconds to wait.
+
+    Raises:
+        LockedError: another process held it all that time.
+    """
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fd, owner = _open(path), os.getpid()
+    try:
+        if not _patiently(lambda: fcntl.flock(fd, operation | fcntl.LOCK_NB), path, timeout):
+            raise LockedError(
+                f"another process holds {path} for more than {timeout:g} s",
+                hint="wait for the other coral process to finish, then run the command again",
+            )
+        yield
+    finally:
+        # Closing is not enough: a child forked meanwhile has the same open file, and would keep the lock.
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
+
+
+def _patiently(take: Callable[[], None], path: Path, timeout: float) -> bool:
+    """Try to take a lock until it works; False when it was held for so many seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            with translate_errors(path):
+                take()
+            return True
+        except StorageError as error:
+            if error.errno not in _HELD:
+                raise
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+
+
+class ProcessLock:
+    """A POSIX record lock that says "this process is alive"; a forked child does not inherit it.
+
+    The file must be opened for nothing else: closing any descriptor of it in the process drops the lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = _open(path)
+        self._pid = os.getpid()
+        try:
+            # Somebody who asks is_held holds it for a moment.
+            if not _patiently(lambda: fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB), path, _PROBE_SECONDS):
+                raise LockedError(f"another process holds {path}")
+        except BaseException:
+            os.close(self._fd)
+            self._fd = -1
+            raise
+
+    def release(self) -> None:
+        """Drop the lock; harmless when called again, or in a forked child."""
+        if self._fd >= 0 and self._pid == os.getpid():
+            os.close(self._fd)
+        self._fd = -1
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds a :class:`ProcessLock` on this file. Never call it from the holder itself."""
+    try:
+        with translate_errors(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except NotFoundError:
+        return False
+    try:
+        # Shared, so that two who ask at once do not take each other for the holder.
+        return not _patiently(lambda: fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB), path, timeout=0)
+    finally:
+        os.close(fd)

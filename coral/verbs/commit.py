@@ -1,0 +1,158 @@
+"""Making a commit of an overlay, and moving a branch to it without losing anybody else's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+
+from coral.errors import ConflictError, NothingToCommitError, RefNotFoundError, UnsupportedValueError, UsageError
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.git.enclosing import CodeState
+    from coral.history import Commit, History
+
+_ATTEMPTS = 100
+
+
+class CommitObserver(Protocol):
+    """Someone who wants to be linked to the commits of a repository, such as a run."""
+
+    def trailers(self, *, step: int | None, metrics: Mapping[str, float] | None) -> Mapping[str, str]:
+        """Trailers to write into the next commit, so that the link is atomic with it."""
+
+    def committed(self, commit: Commit) -> None:
+        """The branch points at the commit now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a commit will say."""
+
+    message: str
+    author: str
+    trailers: Mapping[str, str] = field(default_factory=dict)
+    allow_empty: bool = False
+    time: datetime | None = None
+
+
+def land(
+    history: History, overlay: Mapping[str, Manifest | None], draft: Draft, *, branch: str | None, base: str | None
+) -> Commit:
+    """Commit an overlay on a branch (or on a detached HEAD), by compare-and-swap.
+
+    Args:
+        overlay: what changes, by part; its chunks must be durable already.
+        branch: the branch to move; None moves a detached HEAD.
+        base: the commit that the overlay was laid over.
+
+    Raises:
+        NothingToCommitError: the overlay changes nothing.
+        ConflictError: the branch moved since, and changed a part that the overlay changes as well.
+    """
+    blobs = {
+        name: None if manifest is None else history.write_blob(manifest.to_bytes())
+        for name, manifest in overlay.items()
+    }
+    for _ in range(_ATTEMPTS):
+        tip = history.branches().get(branch) if branch is not None else history.head().commit
+        if tip is None and base is not None:
+            raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
+        if tip != base:
+            _check_unrelated(history, blobs, base, tip)
+        if not draft.allow_empty and all(_part(history, tip, name) == oid for name, oid in blobs.items()):
+            raise NothingToCommitError(
+                "nothing to commit: the staged parts are what the branch holds already",
+                hint="stage something that changed, or pass allow_empty=True (--allow-empty)",
+            )
+        commit = history.write_commit(
+            base=tip,
+            overlay=blobs,
+            parents=[tip] if tip else [],
+            message=draft.message,
+            author=draft.author,
+            trailers=draft.trailers,
+            time=draft.time,
+        )
+        try:
+            _move(history, branch, commit, tip)
+        except ConflictError:
+            continue
+        return commit
+    raise ConflictError(f"{branch or 'HEAD'} kept moving under {_ATTEMPTS} attempts to commit", hint="try again")
+
+
+def _move(history: History, branch: str | None, commit: Commit, tip: str | None) -> None:
+    reason = f"commit{'' if tip else ' (initial)'}: {commit.subject}"
+    if branch is not None:
+        history.move_branch(branch, commit.commit_hash, expected=tip, reason=reason)
+    elif tip is not None:
+        history.move_detached_head(commit.commit_hash, expected=tip, reason=reason)
+
+
+def _check_unrelated(history: History, overlay: Mapping[str, str | None], base: str | None, tip: str | None) -> None:
+    """The overlay may be laid over a new tip only where the tip left the staged parts alone, or changed them alike."""
+    touched = [
+        name for name, oid in overlay.items() if _part(history, tip, name) not in (_part(history, base, name), oid)
+    ]
+    if touched:
+        raise ConflictError(
+            f"another commit changed {', '.join(sorted(touched))} since you staged it",
+            hint="look at the new commit ('coral log'); committing again puts yours on top of it",
+        )
+
+
+def _part(history: History, commit: str | None, name: str) -> str | None:
+    return history.part(commit, name) if commit is not None else None
+
+
+def build_trailers(
+    *,
+    step: int | None,
+    metrics: Mapping[str, float] | None,
+    metadata: Mapping[str, object] | None,
+    code: CodeState | None,
+) -> dict[str, str]:
+    """The trailers that the repository itself writes. Raises UnsupportedValueError for what is not JSON."""
+    trailers: dict[str, str] = {}
+    if step is not None:
+        trailers["Coral-Step"] = str(_whole(step))
+    if metrics:
+        trailers["Coral-Metrics"] = _json({name: _number(name, value) for name, value in metrics.items()}, "metrics")
+    if metadata:
+        trailers["Coral-Metadata"] = _json(dict(metadata), "metadata")
+    if code is not None and code.commit is not None:
+        trailers["Coral-Code-Commit"] = code.commit
+        if code.branch is not None:
+            trailers["Coral-Code-Branch"] = code.branch
+        trailers["Coral-Code-Dirty"] = str(code.dirty).lower()
+    return trailers
+
+
+def _whole(step: object) -> int:
+    try:
+        return int(step.__index__())  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise UsageError(f"step must be a whole number, not {step!r}") from None
+
+
+def _number(name: str, value: object) -> float:
+    # numpy scalars and 0-d tensors of any framework, without importing one.
+    item = getattr(value, "item", None)
+    try:
+        plain = item() if callable(item) else value
+        if isinstance(plain, bool | int | float):
+            return float(plain)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        pass  # an array of several, or a number out of range
+    raise UsageError(f"metric {name!r} must be a number, not {type(value).__name__}")
+
+
+def _json(value: object, what: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedValueError(f"{what} must be JSON: {error}") from None

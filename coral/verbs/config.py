@@ -1,0 +1,81 @@
+"""``.coral/config.toml``: the format version and the repository's policies."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass
+
+from coral.errors import CoralError, CorruptionError, VersionError
+from coral.storage.folder import Folder
+
+CONFIG = "config.toml"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A repository's settings.
+
+    Attributes:
+        author: who commits when the call does not say.
+        verify_writes: decode each encoded chunk and compare before it counts.
+        threads: workers for hashing and codecs; None takes every core.
+    """
+
+    author: str | None = None
+    verify_writes: bool = True
+    threads: int | None = None
+
+    def to_toml(self) -> str:
+        """The file's text."""
+        lines = ["[coral]", f"format = {FORMAT_VERSION}", 'hash = "blake3"', "", "[store]"]
+        lines.append(f"verify_writes = {str(self.verify_writes).lower()}")
+        if self.threads is not None:
+            lines.append(f"threads = {self.threads}")
+        if self.author is not None:
+            lines += ["", "[user]", f"author = {json.dumps(self.author, ensure_ascii=False)}"]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def load(cls, folder: Folder) -> Config:
+        """Read the settings of the repository in this folder.
+
+        Raises:
+            NotFoundError: no settings, so no repository.
+            VersionError: the repository was made by a newer coral.
+            CorruptionError: the file is damaged, or says what coral does not understand.
+        """
+        where = folder.path(CONFIG)
+        try:
+            data = tomllib.loads(folder.read(CONFIG).decode())
+            _check_version(data["coral"], folder)
+            store, user = data.get("store", {}), data.get("user", {})
+            config = cls(user.get("author"), store.get("verify_writes", True), store.get("threads"))
+            config._check()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, CoralError):
+                raise
+            raise CorruptionError(f"{where} is damaged: {error}") from None
+        return config
+
+    def _check(self) -> None:
+        good = (
+            type(self.verify_writes) is bool
+            and isinstance(self.author, str | None)
+            and (self.threads is None or (type(self.threads) is int and 1 <= self.threads <= 1024))
+        )
+        if not good:
+            raise ValueError("a setting has the wrong type")
+
+
+def _check_version(head: dict[str, object], folder: Folder) -> None:
+    """Before anything else is looked at: a newer format may mean something else by it."""
+    version = head["format"]
+    if type(version) is not int or version < 1:
+        raise ValueError("the format is no number")
+    if version > FORMAT_VERSION or head["hash"] != "blake3":
+        raise VersionError(
+            f"{folder.root} has format {version} ({head.get('hash')}), this coral reads {FORMAT_VERSION} (blake3)",
+            hint="upgrade coral",
+        )

@@ -1,0 +1,84 @@
+"""Files into the store, and back: the way between a path and a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coral import containers
+from coral.errors import FormatError
+from coral.format.manifest import Manifest, Skeleton, TensorRecord
+from coral.objects import BytesSource
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from coral.objects import ChunkStore, Fingerprints, TensorHasher
+    from coral.objects.writer import Progress
+    from coral.storage.folder import Folder
+
+_SKELETON_NAME = "skeleton"
+
+
+def manifest_of(
+    path: Path,
+    hasher: TensorHasher,
+    *,
+    opaque: bool = False,
+    fingerprints: Fingerprints | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """The manifest of a file; its tensors are stored when ``hasher`` is a writer.
+
+    Raises:
+        FormatError: the file is malformed.
+        NotFoundError, StorageError: it cannot be read.
+    """
+    with _parse(path, opaque) as parsed:
+        records = hasher.write_tensors(parsed.tensors, fingerprints=fingerprints, progress=progress)
+        skeleton = None
+        if parsed.skeleton is not None:
+            (record,) = hasher.write_tensors([BytesSource(_SKELETON_NAME, parsed.skeleton)])
+            skeleton = Skeleton(record.content, len(parsed.skeleton))
+        return Manifest(parsed.container, tuple(records), skeleton, tuple(parsed.metadata))
+
+
+def _parse(path: Path, opaque: bool) -> containers.ParsedFile:
+    try:
+        return containers.parse(path, opaque=opaque)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def skeleton_of(store: ChunkStore, manifest: Manifest) -> bytes | None:
+    """The bytes of a file that are not tensors; None when they regenerate. Raises CorruptionError."""
+    if manifest.skeleton is None:
+        return None
+    return store.get_bytes(manifest.skeleton.content, manifest.skeleton.nbytes)
+
+
+def views_of(store: ChunkStore, manifest: Manifest) -> Mapping[str, containers.TensorView]:
+    """The tensors that a part shows, by name."""
+    return containers.views(manifest, skeleton_of(store, manifest))
+
+
+def write_file(
+    store: ChunkStore, manifest: Manifest, folder: Folder, name: str, *, progress: Progress | None = None
+) -> None:
+    """Write a part as a file, byte for byte, replacing what was there only when all of it is written.
+
+    Raises:
+        CorruptionError: a chunk is missing or damaged; the file is left as it was.
+        StorageError: the disk refused; the file is left as it was.
+    """
+
+    def read(record: TensorRecord) -> Iterator[Buffer]:
+        for piece in store.iterate(record):
+            yield piece
+            if progress is not None:
+                progress(memoryview(piece).nbytes)
+
+    with folder.new_file(name) as out:
+        containers.restore(manifest, skeleton_of(store, manifest), read, out)
+        out.publish(name)

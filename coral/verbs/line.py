@@ -1,0 +1,278 @@
+"""A line of work: the branch that one object's commits land on, and what is staged for the next of them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from coral.errors import ConflictError, NothingToCommitError, PartNotFoundError, RefNotFoundError
+from coral.format.names import check_part_name, check_ref_name
+from coral.verbs.commit import Draft, land
+from coral.verbs.staging import Overlay, Staging
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.history import Commit, History
+    from coral.objects import ChunkStore, Fingerprints, StoreWriter
+    from coral.verbs.parts import PartReader
+
+_FROM_HEAD = re.compile(r"(?:HEAD|@)((?:[~^].*)?)", re.DOTALL)
+
+Position = tuple[str | None, str | None]
+"""A branch, None when HEAD is detached, and its tip, None before the first commit."""
+
+
+class Line:
+    """Where one :class:`Repository` object is at.
+
+    Its branch is fixed ("pinned") at its first commit, or when a run starts; the shell may switch to another one
+    meanwhile without moving it.
+
+    Args:
+        staging: where the overlay is kept between calls.
+        durable: make every part durable as it is staged, because the process ends before the commit.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        reader: PartReader,
+        store: Callable[[], ChunkStore],
+        staging: Staging,
+        *,
+        durable: bool = False,
+    ) -> None:
+        self._history = history
+        self._reader = reader
+        self._store = store
+        self._staging = staging
+        self._durable = durable
+        self._lock = threading.RLock()
+        self._opened: Overlay | None = None
+        self._writer: StoreWriter | None = None
+        self._fingerprints: dict[str, Fingerprints] = {}
+        self._is_pinned = False
+        self._pinned: str | None = None
+        self._tip: str | None = None
+
+    # -- the branch
+
+    def pin(self, branch: str | None = None) -> str | None:
+        """Fix the branch; None takes the one HEAD is on now. Raises RefNotFoundError when there is no such branch."""
+        head = self._history.head()
+        branches = self._history.branches()
+        if branch is not None and branch not in branches and branch != head.branch:
+            if branches:
+                self._history.resolve(branch)
+                raise RefNotFoundError(f"{branch!r} is not a branch", hint="create_branch() makes one")
+            check_ref_name(branch)
+        if branch is None:
+            self._pinned, self._tip = head.branch, head.commit
+        else:
+            self._pinned, self._tip = branch, branches.get(branch)
+        self._is_pinned = True
+        return self._pinned
+
+    @property
+    def branch(self) -> str | None:
+        """The branch that commits land on; None for a detached HEAD."""
+        return self._pinned if self._is_pinned else self._history.head().branch
+
+    def position(self) -> Position:
+        """The branch and its tip. Raises RefNotFoundError when the branch went away."""
+        if not self._is_pinned or self._pinned is None:
+            head = self._history.head()
+            return (None if self._is_pinned else head.branch), head.commit
+        tip = self._history.branches().get(self._pinned)
+        if tip is None and self._tip is not None:
+            raise RefNotFoundError(
+                f"the branch {self._pinned!r} was deleted or renamed meanwhile",
+                hint="create it again, or pin() this object to another",
+            )
+        self._tip = tip
+        return self._pinned, tip
+
+    def follow_rename(self, old: str, new: str) -> None:
+        """Stay on a branch that was given another name."""
+        if self._is_pinned and self._pinned == old:
+            self._pinned = new
+
+    def resolve(self, ref: str) -> str:
+        """The commit of a ref; ``HEAD`` is this line's own branch, wherever the shell has gone meanwhile."""
+        own = _FROM_HEAD.fullmatch(ref) if self._is_pinned and self._pinned is not None else None
+        if own is None:
+            return self._history.resolve(ref)
+        if self.position()[1] is None:
+            raise RefNotFoundError(f"the branch {self._pinned!r} has no commit yet")
+        try:
+            return self._history.resolve(f"refs/heads/{self._pinned}{own[1]}")
+        except RefNotFoundError:
+            hint = f"the history of {self._pinned!r}, where HEAD is for this object, does not reach that far"
+            raise RefNotFoundError(f"{ref!r} names no commit", hint=hint) from None
+
+    def move(self, commit: str, reason: str) -> None:
+        """Point the branch, or the detached HEAD, at another commit, and forget what was staged."""
+        branch, tip = self.position()
+        if branch is not None:
+            self._history.move_branch(branch, commit, expected=tip, reason=reason)
+        elif tip is not None:
+            self._history.move_detached_head(commit, expected=tip, reason=reason)
+        self._tip = commit
+        with self.overlay() as overlay:
+            overlay.clear()
+            self._discard()
+
+    # -- staging
+
+    @contextlib.contextmanager
+    def overlay(self) -> Iterator[Overlay]:
+        """What is staged, to be read and changed; nobody else changes it meanwhile. May be nested."""
+        with self._lock:
+            if self._opened is not None:
+                yield self._opened
+                return
+            with self._staging.open() as overlay:
+                self._opened = overlay
+                try:
+                    yield overlay
+                finally:
+                    self._opened = None
+
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is staged inside is staged together, or not at all."""
+        with self._lock:
+            with self.overlay() as overlay:
+                base, parts = overlay.base, dict(overlay.parts)
+            try:
+                yield
+            except BaseException:
+                with self.overlay() as overlay:
+                    overlay.base, overlay.parts = base, parts
+                raise
+
+    def stage(self, name: str, build: Callable[[StoreWriter, Fingerprints], Manifest]) -> Manifest:
+        """Stage a part that ``build`` makes of the store's writer and of what was last stored under this name."""
+        from coral.objects import Fingerprints
+
+        check_part_name(name)
+        with self.overlay() as overlay:
+            if self._writer is None:
+                self._writer = self._store().writer()
+            manifest = build(self._writer, self._fingerprints.setdefault(name, Fingerprints()))
+            self._rebase_if_clean(overlay)
+            overlay.parts[name] = manifest
+            if self._durable:
+                self._seal(overlay)
+            return manifest
+
+    def unstage(self, names: tuple[str, ...]) -> None:
+        """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""
+        with self.overlay() as overlay:
+            for name in names:
+                if name not in overlay.parts:
+                    raise PartNotFoundError(f"{name!r} is not staged", hint="'coral status' lists what is")
+            for name in names or tuple(overlay.parts):
+                overlay.parts.pop(name, None)
+
+    def stage_removal(self, names: tuple[str, ...]) -> None:
+        """Have the next commit hold these parts no more."""
+        with self.overlay() as overlay:
+            self._rebase_if_clean(overlay)
+            tip = self.position()[1]
+            for name in names:
+                if tip is not None and self._history.part(tip, name) is not None:
+                    overlay.parts[name] = None
+                else:
+                    overlay.parts.pop(name, None)
+
+    def staged_or_tip(self, name: str) -> Manifest:
+        """A part as the next commit would hold it. Raises PartNotFoundError."""
+        with self.overlay() as overlay:
+            if name in overlay.parts:
+                staged = overlay.parts[name]
+                if staged is not None:
+                    return staged
+            else:
+                tip = self.position()[1]
+                oid = self._history.part(tip, name) if tip else None
+                if oid is not None:
+                    return self._reader.load(oid)
+        raise PartNotFoundError(f"{name!r} is neither staged nor in the branch's tip")
+
+    def check_can_leave(self, old: dict[str, Manifest], new: dict[str, Manifest], ref: str, *, force: bool) -> None:
+        """Raise ConflictError when something is staged that a move from ``old`` to ``new`` would lose."""
+        with self.overlay() as overlay:
+            blocking = sorted(name for name in overlay.parts if old.get(name) != new.get(name))
+            if blocking and not force:
+                raise ConflictError(
+                    f"{', '.join(blocking)} is staged, and differs between here and {ref}",
+                    hint="commit it first, unstage it ('coral reset'), or use --force to drop it",
+                )
+            if force:
+                overlay.clear()
+
+    # -- committing
+
+    def land(self, draft: Draft) -> Commit:
+        """Make what is staged durable, and commit it on the branch.
+
+        Raises:
+            NothingToCommitError: it changes nothing.
+            ConflictError: another commit changed a staged part; landing again lays this one over it.
+        """
+        with self._lock:
+            with self.overlay() as overlay:
+                self._rebase_if_clean(overlay)
+                self._seal(overlay)
+                landed = self._try_to_land(overlay, draft)
+            # Raised out here, because the overlay is kept only when its context ends without an error.
+            if isinstance(landed, ConflictError):
+                raise landed
+            self._tip = landed.commit_hash
+            return landed
+
+    def _try_to_land(self, overlay: Overlay, draft: Draft) -> Commit | ConflictError:
+        branch, tip = self.position()
+        if self._is_pinned and branch is None and self._history.head() != (None, self._tip):
+            return ConflictError("HEAD was detached and has moved since", hint="pin() takes up where it is now")
+        try:
+            commit = land(self._history, overlay.parts, draft, branch=branch, base=overlay.base)
+        except NothingToCommitError as error:
+            overlay.clear()
+            return error
+        except ConflictError as error:
+            # Told of it once, the caller may commit again: on top of what is there now.
+            overlay.base = tip
+            return error
+        overlay.clear()
+        return commit
+
+    def _rebase_if_clean(self, overlay: Overlay) -> None:
+        """An empty overlay lies over the branch's tip, wherever that is now."""
+        if overlay.parts:
+            return
+        if not self._is_pinned:
+            self.pin()
+        overlay.base = self.position()[1]
+
+    def _seal(self, overlay: Overlay) -> None:
+        """Make what was staged durable."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.seal()
+        except BaseException:
+            # What was staged is not durable, so nothing may name it.
+            writer.discard()
+            overlay.clear()
+            raise
+
+    def _discard(self) -> None:
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None

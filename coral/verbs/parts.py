@@ -1,0 +1,77 @@
+"""Parts: the manifests that a commit, or the staging area, names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError, FormatError, PartNotFoundError, UsageError
+from coral.format.manifest import Manifest
+
+if TYPE_CHECKING:
+    from coral.history import History
+
+STATE_KEY = "coral.state"
+
+
+def is_state(manifest: Manifest) -> bool:
+    """Whether a part holds training state (:meth:`Repository.stage_state`) rather than weights or a file."""
+    return any(key == STATE_KEY for key, _ in manifest.metadata)
+
+
+def is_weights(manifest: Manifest) -> bool:
+    """Whether a part holds named tensors of a model."""
+    return manifest.container != "opaque" and not is_state(manifest)
+
+
+class PartReader:
+    """Reads manifests from the history, and remembers the last few."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._load = lru_cache(maxsize=16)(self._parse)
+
+    def load(self, oid: str) -> Manifest:
+        """The manifest in this git blob. Raises CorruptionError."""
+        return self._load(oid)
+
+    def at(self, commit: str) -> dict[str, Manifest]:
+        """Every part of a commit, by name."""
+        return {name: self._load(oid) for name, oid in self._history.parts(commit).items()}
+
+    def one(self, commit: str, name: str) -> Manifest:
+        """One part of a commit. Raises PartNotFoundError."""
+        oid = self._history.part(commit, name)
+        if oid is None:
+            raise part_not_found(name, self._history.parts(commit), commit)
+        return self._load(oid)
+
+    def _parse(self, oid: str) -> Manifest:
+        try:
+            return Manifest.from_bytes(self._history.read_blob(oid))
+        except FormatError as error:
+            raise CorruptionError(f"the manifest {oid} is damaged: {error.message}", hint="run coral fsck") from None
+
+
+def part_not_found(name: str, parts: Mapping[str, object], commit: str) -> PartNotFoundError:
+    """The error for a name that a commit does not hold."""
+    known = ", ".join(sorted(parts)[:8]) or "nothing"
+    return PartNotFoundError(f"the commit {commit[:10]} holds no {name!r}", hint=f"it holds {known}")
+
+
+def check_updatable(name: str, old: Manifest) -> Manifest:
+    """A part whose tensors can be replaced one by one; returns it. Raises UsageError."""
+    if old.container != "safetensors" or is_state(old):
+        kind = "training state" if is_state(old) else f"file of kind {old.container}"
+        raise UsageError(
+            f"{name!r} is a {kind}, whose tensors cannot be replaced one by one",
+            hint="stage it whole, without update",
+        )
+    return old
+
+
+def laid_over(old: Manifest, fresh: Manifest) -> Manifest:
+    """A part's tensors with those of another laid over them; its metadata is kept unless there is new one."""
+    kept = tuple(record for record in old.records if record.name not in fresh)
+    return Manifest("safetensors", fresh.records + kept, None, fresh.metadata or old.metadata)

@@ -1,0 +1,120 @@
+"""Staging: what the next commit will change, laid over the branch's tip as git's index is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from coral.errors import CorruptionError
+from coral.format.names import check_part_name
+from coral.storage.locks import file_lock
+from coral.verbs.parts import PartReader
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.history import History
+    from coral.storage.folder import Folder
+
+_INDEX = "index.json"
+
+
+@dataclass(slots=True)
+class Overlay:
+    """Changes laid over a commit.
+
+    Attributes:
+        base: the commit that they were laid over, or None before the first commit.
+        parts: name to new manifest, or to None for a part that is removed.
+    """
+
+    base: str | None = None
+    parts: dict[str, Manifest | None] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        self.base = None
+        self.parts = {}
+
+
+class Staging(Protocol):
+    """Where an overlay is kept between calls."""
+
+    def open(self) -> AbstractContextManager[Overlay]:
+        """A context in which to read and change the overlay; changes are kept when it ends without an error."""
+
+
+class PrivateStaging:
+    """An overlay of one :class:`Repository` object, in memory: training processes do not disturb each other."""
+
+    def __init__(self) -> None:
+        self._overlay = Overlay()
+
+    @contextmanager
+    def open(self) -> Iterator[Overlay]:
+        yield self._overlay
+
+
+class ShellStaging:
+    """The overlay that the shell's commands share, in ``.coral/staging`` under a lock."""
+
+    def __init__(self, folder: Folder, history: History, reader: PartReader) -> None:
+        self._folder = folder
+        self._history = history
+        self._reader = reader
+
+    @contextmanager
+    def open(self) -> Iterator[Overlay]:
+        with file_lock(self._folder.root / "lock"):
+            overlay = self._load()
+            before = (overlay.base, dict(overlay.parts))
+            yield overlay
+            if (overlay.base, overlay.parts) != before:
+                self._save(overlay)
+
+    def _load(self) -> Overlay:
+        if not self._folder.exists(_INDEX):
+            return Overlay()
+        try:
+            data = json.loads(self._folder.read(_INDEX))
+            base, parts = data["base"], data["parts"]
+            if not isinstance(base, str | None) or not all(isinstance(oid, str | None) for oid in parts.values()):
+                raise ValueError("wrong types")
+            names = [check_part_name(name) for name in parts]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptionError(
+                f"{self._folder.path(_INDEX)} is damaged: {error}", hint="remove it and add the files again"
+            ) from None
+        return Overlay(base, {name: self._reader.load(parts[name]) if parts[name] else None for name in names})
+
+    def _save(self, overlay: Overlay) -> None:
+        if not overlay.parts:
+            self._folder.remove(_INDEX)
+            return
+        parts = {
+            name: None if manifest is None else self._history.write_blob(manifest.to_bytes())
+            for name, manifest in sorted(overlay.parts.items())
+        }
+        self._folder.write(_INDEX, json.dumps({"base": overlay.base, "parts": parts}, indent=1).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class StagedChange:
+    """One staged part: ``kind`` is added, changed or removed; ``nbytes`` are its raw bytes (0 when removed)."""
+
+    name: str
+    kind: str
+    nbytes: int
+
+
+def staged_changes(overlay: Mapping[str, Manifest | None], tip: Callable[[str], Manifest | None]) -> list[StagedChange]:
+    """What an overlay changes against a tip; staging what the tip already holds changes nothing."""
+    changes = []
+    for name, manifest in sorted(overlay.items()):
+        old = tip(name)
+        if manifest is None and old is not None:
+            changes.append(StagedChange(name, "removed", 0))
+        elif manifest is not None and manifest != old:
+            changes.append(StagedChange(name, "added" if old is None else "changed", manifest.nbytes))
+    return changes

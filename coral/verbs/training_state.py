@@ -1,0 +1,28 @@
+"""Reading a training state back from its part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError
+from coral.verbs.frameworks import framework
+from coral.verbs.parts import STATE_KEY
+from coral.verbs.state import decode_state
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.objects import ChunkStore
+
+
+def read_state(store: ChunkStore, manifest: Manifest) -> object:
+    """The state as it was staged. Raises CorruptionError, FormatError."""
+
+    def read(name: str, framework_name: str) -> object:
+        if name not in manifest:
+            raise CorruptionError(f"a training state refers to a tensor {name!r} that it does not hold")
+        record = manifest[name]
+        tensor, out = framework(framework_name).empty(record.dtype, record.shape)
+        store.read_into(record, out)
+        return tensor
+
+    return decode_state(dict(manifest.metadata)[STATE_KEY], read)

@@ -1,0 +1,263 @@
+"""The project's files: which of them are parts of a commit, whether they changed, and writing them.
+
+A part is *materialised* when its file exists. Training commits straight from memory, so most parts never are;
+``checkout`` materialises them, ``switch`` only brings along the files that are there already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coral.errors import CoralError, NotFoundError, OverwriteError, StorageError, UsageError
+from coral.format.manifest import Manifest
+from coral.storage.folder import Folder
+from coral.verbs.parts import PartReader, is_state
+
+if TYPE_CHECKING:
+    from coral.history import History
+    from coral.objects import ChunkStore
+    from coral.objects.writer import Progress
+
+_CACHE = "files.json"
+_SETTLED_NS = 50_000_000
+_MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
+_SCAN_LIMIT = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class CheckoutResult:
+    """What a checkout did.
+
+    Attributes:
+        commit: full hash of the commit.
+        branch: the branch HEAD is on now, None when detached; unchanged for single files.
+        written: files written, relative to the project.
+        unchanged: files that already held the right bytes.
+        removed: files removed, because the commit does not hold them.
+        states: training states left in the store; name one to have it written.
+    """
+
+    commit: str
+    branch: str | None
+    written: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Files to write and to remove, found safe before the first of them is touched."""
+
+    write: Mapping[str, Manifest]
+    remove: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+
+
+class WorkTree:
+    """The project's files, compared with manifests.
+
+    Args:
+        project: the folder that parts are relative to.
+        cache: where file stamps are kept, so that an untouched file is not hashed twice; may be deleted.
+    """
+
+    def __init__(
+        self, project: Path, cache: Folder, history: History, reader: PartReader, store: Callable[[], ChunkStore]
+    ) -> None:
+        self.folder = Folder(project)
+        self._cache_folder = cache
+        self._history = history
+        self._reader = reader
+        self._store = store
+        self._stamps: dict[str, tuple[list[int], str]] | None = None
+
+    # -- what is there
+
+    def materialised(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that exist as files."""
+        return [name for name in names if os.path.lexists(self.folder.path(name)) and not self._is_linked(name)]
+
+    def _is_linked(self, name: str) -> bool:
+        """Whether the way to a file leads through a symbolic link, and so perhaps out of the project."""
+        *folders, _ = name.split("/")
+        return any(self.folder.root.joinpath(*folders[:depth]).is_symlink() for depth in range(1, len(folders) + 1))
+
+    def matches(self, name: str, manifest: Manifest) -> bool:
+        """Whether the file holds exactly the bytes that the manifest describes."""
+        path = self.folder.path(name)
+        if path.is_symlink() or not path.is_file():
+            return False
+        stamp = _stamp(path)
+        known = self._load_stamps().get(name)
+        if known is not None and known[0] == stamp:
+            return known[1] == _digest(manifest.to_bytes())
+        found = self.describe(path, opaque=manifest.container == "opaque")
+        if found is not None:
+            self._remember(name, stamp, found)
+        return found == manifest
+
+    def describe(self, path: Path, *, opaque: bool = False) -> Manifest | None:
+        """The manifest that a file would get, without storing it; None when it cannot be read as a container."""
+        from coral.objects.writer import TensorHasher
+        from coral.verbs.ingest import manifest_of
+
+        try:
+            return manifest_of(path, TensorHasher(self._store()), opaque=opaque)
+        except CoralError:
+            return None
+
+    def untracked(self, tracked: Iterable[str]) -> list[str]:
+        """Model files of the project that no part names; hidden folders are not searched."""
+        known, found, seen = set(tracked), [], 0
+        for root, folders, files in os.walk(self.folder.root):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+            seen += len(files)
+            if seen > _SCAN_LIMIT:
+                break
+            for file in files:
+                name = Path(root, file).relative_to(self.folder.root).as_posix()
+                if Path(file).suffix in _MODEL_SUFFIXES and name not in known and not file.startswith("."):
+                    found.append(name)
+        return sorted(found)
+
+    # -- moving from one commit to another
+
+    def plan(self, old: Mapping[str, Manifest], new: Mapping[str, Manifest], *, everything: bool, force: bool) -> Plan:
+        """What to write and remove so that the files follow from one commit to another.
+
+        Args:
+            old: parts of the commit the files stand at.
+            new: parts of the commit they shall stand at.
+            everything: write every part that is no state, rather than those that have a file already.
+            force: overwrite bytes that no commit holds.
+
+        Raises:
+            OverwriteError: a file in the way holds bytes that no commit holds.
+        """
+        there = set(self.materialised(old.keys() | new.keys()))
+        wanted = {name for name, part in new.items() if name in there or (everything and not is_state(part))}
+        write, unchanged, lost = {}, [], []
+        for name in sorted(wanted):
+            if name in there and self.matches(name, new[name]):
+                unchanged.append(name)
+            elif name in there and not force and not self._is_safe(name, old.get(name)):
+                # git keeps a local change that both commits agree about; so do we, unless the file was asked for.
+                if not everything and old.get(name) == new[name]:
+                    continue
+                lost.append(name)
+            else:
+                write[name] = new[name]
+        remove = sorted(name for name in there - new.keys() if name in old)
+        lost += [name for name in remove if not force and not self._is_safe(name, old[name])]
+        self._refuse(lost)
+        return Plan(write, tuple(remove), tuple(unchanged))
+
+    def plan_files(self, wanted: Mapping[str, Manifest], *, force: bool) -> Plan:
+        """What to write so that these files hold these parts. Raises OverwriteError."""
+        there = set(self.materialised(wanted))
+        unchanged = [name for name in sorted(there) if self.matches(name, wanted[name])]
+        write = {name: part for name, part in wanted.items() if name not in unchanged}
+        self._refuse([name for name in write if name in there and not force and not self._is_safe(name, None)])
+        return Plan(write, (), tuple(unchanged))
+
+    def check_removable(self, name: str) -> None:
+        """Raise OverwriteError when removing the file would lose bytes that no commit holds."""
+        if self.materialised([name]) and not self._is_safe(name, None):
+            self._refuse([name])
+
+    def execute(self, plan: Plan, *, progress: Progress | None = None) -> None:
+        """Write and remove the files of a plan; each file is replaced atomically."""
+        from coral.verbs.ingest import write_file
+
+        # Removed first: a folder may be about to take a file's name.
+        self.remove(plan.remove)
+        for name, manifest in plan.write.items():
+            write_file(self._store(), manifest, self.folder, name, progress=progress)
+        self.save_stamps()
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; those that are not there are fine."""
+        for name in self.materialised(names):
+            self.folder.remove(name)
+
+    def _is_safe(self, name: str, expected: Manifest | None) -> bool:
+        """Whether some commit holds the file's bytes."""
+        if expected is not None and self.matches(name, expected):
+            return True
+        path = self.folder.path(name)
+        if path.is_symlink() or not path.is_file():
+            return False
+        return any(self.matches(name, self._reader.load(oid)) for oid in self._versions(name))
+
+    def _versions(self, name: str) -> Iterator[str]:
+        """The manifests that this part ever had in a commit that a branch, a tag or HEAD reaches."""
+        seen: set[str | None] = {None}
+        tips = {*self._history.branches().values(), *self._history.tags().values(), self._history.head().commit}
+        for tip in filter(None, tips):
+            for commit in self._history.log(tip, path=name):
+                oid = self._history.part(commit.commit_hash, name)
+                if oid is not None and oid not in seen:
+                    yield oid
+                seen.add(oid)
+
+    def _refuse(self, lost: list[str]) -> None:
+        if lost:
+            raise OverwriteError(
+                f"no commit holds the present bytes of {', '.join(lost)}",
+                hint="commit them first ('coral commit -m ... FILE'), or use --force to overwrite them",
+            )
+
+    # -- stamps of files, so that an untouched file is not hashed again
+
+    def _load_stamps(self) -> dict[str, tuple[list[int], str]]:
+        if self._stamps is None:
+            try:
+                data = json.loads(self._cache_folder.read(_CACHE))
+                self._stamps = {name: (list(stamp), str(digest)) for name, (stamp, digest) in data.items()}
+            except (NotFoundError, ValueError, TypeError, AttributeError):
+                self._stamps = {}
+        return self._stamps
+
+    def _remember(self, name: str, stamp: list[int], manifest: Manifest) -> None:
+        # A file changed within the clock's last tick could change again under the same stamp.
+        if time.time_ns() - max(stamp[1], stamp[3]) > _SETTLED_NS:
+            self._load_stamps()[name] = (stamp, _digest(manifest.to_bytes()))
+
+    def remember(self, name: str, manifest: Manifest) -> None:
+        """Note that the file was just seen to hold this part."""
+        self._remember(name, _stamp(self.folder.path(name)), manifest)
+
+    def save_stamps(self) -> None:
+        """Keep the stamps for the next process; a disk that refuses costs time there, and nothing else."""
+        if self._stamps is not None:
+            with contextlib.suppress(StorageError):
+                self._cache_folder.write(_CACHE, json.dumps(self._stamps).encode())
+
+    def part_name(self, path: Path) -> str:
+        """The part that a file is, by its path relative to the project. Raises UsageError for one outside of it."""
+        try:
+            return (path.parent.resolve() / path.name).relative_to(self.folder.root).as_posix()
+        except ValueError:
+            raise UsageError(
+                f"{path} is outside of the project {self.folder.root}", hint="give it a name with name=, or copy it in"
+            ) from None
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.lstat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns, stat.S_IFMT(status.st_mode)]
+
+
+def _digest(text: bytes) -> str:
+    from coral.ids import chunk_id
+
+    return chunk_id(text).hex()

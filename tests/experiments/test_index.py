@@ -1,0 +1,199 @@
+"""The query cache may be deleted, cut or stale at any time: the answers are the files'."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from coral.experiments import Experiment, ExperimentTracker
+from coral.experiments.backend import Query
+from coral.experiments.index import CACHE_KEY, Index
+from coral.repository import Repository
+
+SUMMARY = (
+    b'{"summary": {"format":1,"id":"aaaaaaaaaaaa","name":"x","status":"completed","created":1,"branch":null,'
+    b'"group":null,"tags":[],"commit":null,"parent":null,"objective":{},"points":0,"metrics":{}},\n'
+)
+
+
+def finished(tracker: ExperimentTracker, name: str, value: float) -> Experiment:
+    """A run with one loss."""
+    tracker.start(name, tags=[name]).log("loss", value, step=1)
+    return tracker.end()
+
+
+def age(repo: Repository, seconds: float = 60) -> None:
+    """Let the files look older than the clock of any file system is coarse."""
+    folder = repo.coral_dir / "experiments"
+    for path in [*folder.iterdir(), folder]:
+        before = path.stat().st_mtime_ns - int(seconds * 1e9)
+        os.utime(path, ns=(before, before))
+
+
+def best(repo: Repository) -> list[object]:
+    """The best names, asked by a fresh tracker, so that nothing is remembered in memory."""
+    return [one["name"] for one in ExperimentTracker(repo).find_best("loss", "min")]
+
+
+def test_the_cache_may_be_deleted_at_any_time(repo: Repository, tracker: ExperimentTracker) -> None:
+    """With it, without it, and with it deleted under an open tracker, the answer is the same."""
+    finished(tracker, "a", 2.0)
+    finished(tracker, "b", 1.0)
+    assert best(repo) == ["b", "a"] == best(repo)
+    cache = repo.coral_dir / CACHE_KEY
+    assert cache.exists()
+    cache.unlink()
+    assert [one["name"] for one in tracker.find_best("loss", "min")] == ["b", "a"] == best(repo)
+    shutil.rmtree(cache.parent)
+    finished(tracker, "c", 0.0)
+    assert best(repo) == ["c", "b", "a"]
+
+
+def test_a_damaged_cache_is_not_believed(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Cut at many places, or with a bit flipped, it is rebuilt."""
+    finished(tracker, "a", 2.0)
+    assert best(repo) == ["a"]
+    cache = repo.coral_dir / CACHE_KEY
+    sound = cache.read_bytes()
+    for cut in [*range(0, len(sound), 97), len(sound) - 1]:
+        cache.write_bytes(sound[:cut])
+        assert best(repo) == ["a"]
+    for place in range(0, len(sound), 89):
+        cache.write_bytes(sound[:place] + bytes([sound[place] ^ 4]) + sound[place + 1 :])
+        assert best(repo) == ["a"]
+
+
+def test_a_file_that_is_replaced_added_or_removed_is_noticed(repo: Repository, tracker: ExperimentTracker) -> None:
+    """As git pull does it, also when everything looks old and the size stays the same."""
+    a, b = finished(tracker, "a", 2.0), finished(tracker, "b", 1.0)
+    age(repo)
+    assert best(repo) == ["b", "a"] == best(repo)
+    path = repo.coral_dir / "experiments" / f"{b.experiment_id}.json"
+    text = path.read_text()
+    other = path.with_suffix(".new")
+    other.write_text(text.replace("1.0", "9.0"))
+    os.utime(other, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns))
+    other.rename(path)
+    assert best(repo) == ["a", "b"]
+    path.unlink()
+    assert best(repo) == ["a"]
+    path.write_text(text)
+    assert best(repo) == ["b", "a"]
+    assert {one.experiment_id for one in tracker.list()} == {a.experiment_id, b.experiment_id}
+
+
+def test_a_change_within_the_clocks_tick_is_noticed(repo: Repository, tracker: ExperimentTracker) -> None:
+    """A file rewritten in place, at once, with the same size and time, is read again while it is that young."""
+    run = finished(tracker, "a", 2.0)
+    assert best(repo) == ["a"]
+    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    status = path.stat()
+    path.write_text(path.read_text().replace('"name":"a"', '"name":"z"'))
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert [run.name for run in ExperimentTracker(repo).list(name="z")] == ["z"]
+
+
+def test_an_unchanged_folder_is_not_read_again(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Once everything is older than a tick, a query looks at the folder only."""
+    finished(tracker, "a", 2.0)
+    age(repo)
+    index = Index(repo.storage)
+    index.refresh()
+    hidden = repo.coral_dir / "experiments"
+    status = hidden.stat()
+    index._scan = None  # type: ignore[assignment, method-assign]
+    index.refresh()
+    assert hidden.stat().st_mtime_ns == status.st_mtime_ns
+    assert len(index.select(Query())) == 1
+
+
+def test_replaced_rows_do_not_pile_up(repo: Repository, tracker: ExperimentTracker) -> None:
+    """A thousand rewrites of one run leave a small table and right answers."""
+    run = finished(tracker, "a", 2.0)
+    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    index = Index(repo.storage)
+    for number in range(300):
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text + " " * (number % 3))
+        index.refresh()
+    index.refresh()
+    assert len(index.select(Query())) == 1
+    index.refresh()
+    assert index._table is None or len(index._table.text["ids"]) < 100
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'{"summary": {}}',
+        b'{"summary": {},\n"experiment": {},\n"history": {}}',
+        b'{"summary": {"format": 1, "id": "aaaaaaaaaaaa"},\n',
+        b"\xff\xfe\x00",
+        b'{"summary": ' + b"[" * 100_000,
+        b'{"summary": {"format": 99, "id": "aaaaaaaaaaaa"},\n"experiment": {},\n',
+        SUMMARY.replace(b'"created":1', b'"created":1' + b"0" * 30),
+        SUMMARY.replace(b'"metrics":{}', b'"metrics":{"loss":[1,"x","y","z",0.5,"w",1]}'),
+        SUMMARY.replace(b'"tags":[]', b'"tags":null'),
+    ],
+)  # fmt: skip
+def test_hostile_files_are_left_out_with_a_warning(
+    repo: Repository, tracker: ExperimentTracker, content: bytes
+) -> None:
+    """One bad file never hides the others, and is named once."""
+    finished(tracker, "a", 2.0)
+    (repo.coral_dir / "experiments" / "aaaaaaaaaaaa.json").write_bytes(content)
+    fresh = ExperimentTracker(repo)
+    with pytest.warns(RuntimeWarning, match="aaaaaaaaaaaa.json"):
+        assert [one["name"] for one in fresh.find_best("loss", "min")] == ["a"]
+    assert [run.name for run in fresh.list()] == ["a"]
+    assert fresh.get_summary()["total_experiments"] == 1
+    with pytest.raises(Exception, match="aaaaaaaaaaaa"):
+        fresh.get("aaaaaaaaaaaa")
+
+
+def test_an_experiment_file_cut_at_any_byte(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Never a wrong value: the whole run, or a clear error."""
+    run = finished(tracker, "a", 2.0)
+    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    sound = path.read_bytes()
+    for cut in range(0, len(sound), 7):
+        path.write_bytes(sound[:cut])
+        try:
+            loaded = ExperimentTracker(repo)._backend.load(run.experiment_id)
+            values = [point.value for point in loaded.metrics]
+        except Exception as error:
+            assert type(error).__name__ in ("CorruptionError", "ExperimentNotFoundError")
+        else:
+            assert values == [2.0] and loaded.name == "a"
+
+
+def test_links_pipes_and_other_names_are_not_followed(
+    repo: Repository, tracker: ExperimentTracker, tmp_path: Path
+) -> None:
+    """Only regular files named by an id are runs; a pipe is not waited for."""
+    folder = repo.coral_dir / "experiments"
+    finished(tracker, "a", 1.0)
+    (folder / "bbbbbbbbbbbb.json").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(folder / "cccccccccccc.json")
+    (folder / "README.md").write_text("x")
+    (folder / "AAAAAAAAAAAA.json").write_text("x")
+    assert len(ExperimentTracker(repo).list()) == 1
+
+
+def test_two_peoples_runs_merge_and_a_reformatted_file_is_read(repo: Repository, tracker: ExperimentTracker) -> None:
+    """One file a run, its text depending on the run alone; a pretty-printer does no harm."""
+    import json
+
+    run = finished(tracker, "a", 2.0)
+    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=2))
+    loaded = ExperimentTracker(repo).get(run.experiment_id)
+    assert [point.value for point in loaded.metrics] == [2.0] and best(repo) == ["a"]

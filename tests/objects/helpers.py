@@ -1,0 +1,69 @@
+"""Tensors to store, and ways to look at a store from outside."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+
+from coral.format.dtypes import BITS, byte_count
+from coral.format.manifest import TensorRecord
+from coral.objects import ChunkStore, Fingerprints
+from coral.storage.folder import Folder
+
+MIB = 1 << 20
+
+
+class Tensor:
+    """A tensor in memory that may change."""
+
+    def __init__(self, name: str, data: bytes, dtype: str = "U8", shape: tuple[int, ...] | None = None) -> None:
+        self.name, self.dtype, self.data = name, dtype, bytearray(data)
+        self.shape = (len(data),) if shape is None else shape
+
+    def read(self, start: int, stop: int) -> memoryview:
+        return memoryview(self.data)[start:stop]
+
+
+def noise(seed: int, length: int) -> bytes:
+    """Bytes that no codec shrinks."""
+    return random.Random(seed).randbytes(length)
+
+
+def random_tensor(name: str, dtype: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """A tensor of random bits."""
+    assert BITS[dtype] * math.prod(shape) % 8 == 0
+    return Tensor(name, noise(seed, byte_count(dtype, shape)), dtype, shape)
+
+
+def open_store(root: Path, *, threads: int | None = 2) -> ChunkStore:
+    """The store below a folder, as another process would open it."""
+    return ChunkStore(Folder(root / "packs", temporary=root / "tmp"), root / "lock", threads=threads)
+
+
+def write(store: ChunkStore, *tensors: Tensor, fingerprints: Fingerprints | None = None) -> list[TensorRecord]:
+    """Store tensors and seal."""
+    with store.writer() as writer:
+        records = writer.write_tensors(tensors, fingerprints=fingerprints)
+        writer.seal()
+    return records
+
+
+def read(store: ChunkStore, record: TensorRecord) -> bytes:
+    """A tensor's bytes, both ways."""
+    out = bytearray(record.nbytes)
+    store.read_into(record, memoryview(out))
+    assert b"".join(map(bytes, store.iterate(record))) == bytes(out)
+    return bytes(out)
+
+
+def packs_of(root: Path) -> list[str]:
+    """The files that hold packs and indexes."""
+    return sorted(os.listdir(root / "packs")) if (root / "packs").is_dir() else []
+
+
+def stored_chunks(store: ChunkStore) -> list[bytes]:
+    """The id of every record, repeated when it is stored twice."""
+    store.packs.refresh()
+    return sorted(chunk for pack in store.packs.packs for chunk, _ in pack.index.items())

@@ -1,0 +1,385 @@
+"""Files in, files out: byte for byte, and never over bytes that no commit holds."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from coral import Repository
+from coral.errors import (
+    ConflictError,
+    FormatError,
+    InvalidNameError,
+    NotFoundError,
+    OverwriteError,
+    PartNotFoundError,
+    StorageError,
+    TensorNotFoundError,
+    UsageError,
+)
+from tests.repository.helpers import commit, raw, read, tree, weights
+
+FILE = "model.safetensors"
+
+
+def _files() -> dict[str, bytes]:
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(40, 30, generator=generator)
+    state = {"w": base, "view": base[3:9, ::2], "tied": base, "step": 3, "b": torch.ones(5, dtype=torch.bfloat16)}
+    pt, npy, npz, packed = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save(state, pt)
+    np.save(npy, base.numpy())
+    np.savez(npz, a=base.numpy(), b=np.arange(99))
+    np.savez_compressed(packed, a=base.numpy())
+    return {
+        "deep/er/model.pt": pt.getvalue(),
+        "a.npy": npy.getvalue(),
+        "b.npz": npz.getvalue(),
+        "compressed.npz": packed.getvalue(),
+        "notes ünd so.txt": "text\nü".encode(),
+        "empty": b"",
+        "empty.npz": b"",
+        "large.bin": os.urandom(3 << 20),
+        ".hidden": b"\0" * 99,
+    }
+
+
+def test_files_come_back_byte_for_byte(repo: Repository) -> None:
+    """Whatever the file is, checkout writes the bytes that were staged, at the same relative path."""
+    files = _files()
+    for name, data in files.items():
+        (repo.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo.path / name).write_bytes(data)
+    save_file({"w": torch.randn(9, 9), "z": torch.ones(3)}, repo.path / FILE, {"format": "pt", "ü": "x"})
+    files[FILE] = (repo.path / FILE).read_bytes()
+    for name in files:
+        repo.stage_file(repo.path / name)
+    made = repo.commit("files")
+    assert Repository(repo.path).status().modified == ()
+    for name in files:
+        (repo.path / name).unlink()
+    result = Repository(repo.path).checkout("main")
+    assert sorted(result.written) == sorted(files) and result.commit == made.commit_hash
+    assert {name: (repo.path / name).read_bytes() for name in files} == files
+    assert repo.checkout("main").written == () and repo.status().untracked == ()
+
+
+def test_what_is_in_a_file_is_read_by_name(repo: Repository) -> None:
+    """A .pt file shows the tensors of its pickle, views and ties included; a text file shows none."""
+    files = _files()
+    for name in ("deep/er/model.pt", "b.npz", "notes ünd so.txt"):
+        (repo.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo.path / name).write_bytes(files[name])
+        repo.stage_file(repo.path / name)
+    repo.commit("x")
+    expected = torch.load(repo.path / "deep/er/model.pt")
+    found = repo.get_all_weights(name="deep/er/model.pt", framework="torch")
+    for name in ("w", "view", "tied", "b"):
+        assert torch.equal(found[name], expected[name])  # type: ignore[arg-type]
+        assert (
+            read(repo, name="deep/er/model.pt")[name]
+            == raw({name: expected[name].contiguous().view(torch.uint8)})[name]
+        )
+    assert read(repo, name="b.npz")["b"] == np.arange(99).tobytes()
+    with pytest.raises(TensorNotFoundError):
+        repo.get_weight("data")
+
+
+def test_weights_in_memory_become_a_real_safetensors_file(repo: Repository) -> None:
+    """What checkout writes is read by the safetensors library, equal in every tensor."""
+    from safetensors.numpy import load_file
+
+    commit(repo, 1)
+    repo.stage_state({"epoch": (1, 2), "t": np.arange(20)})
+    repo.commit("state")
+    result = repo.checkout("main")
+    assert result.written == (FILE,) and result.states == ("state.safetensors",)
+    assert raw(load_file(repo.path / FILE)) == raw(weights(1))
+    repo.checkout("main", "state.safetensors")
+    assert raw(load_file(repo.path / "state.safetensors")) == {"t": np.arange(20).tobytes()}
+    assert repo.status().modified == ()
+
+
+def test_only_files_of_the_project_have_a_name(repo: Repository, tmp_path: Path) -> None:
+    """A file outside needs a name; '..' and metadata folders are refused as one; nothing is staged."""
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(b"x" * 99)
+    with pytest.raises(UsageError, match="outside"):
+        repo.stage_file(outside)
+    for name in (
+        "../x",
+        "a/../../x",
+        "/etc/x",
+        "a//b",
+        ".coral/config.toml",
+        ".git/config",
+        "a/.GIT/x",
+        "a\0b",
+        "a\nb",
+        "",
+    ):
+        with pytest.raises(InvalidNameError):
+            repo.stage_file(outside, name)
+        with pytest.raises(InvalidNameError):
+            repo.stage_weights(weights(1), name)
+        with pytest.raises(InvalidNameError):
+            repo.stage_state({}, name)
+    with pytest.raises(InvalidNameError):
+        repo.stage_file(repo.coral_dir / "config.toml")
+    with pytest.raises(NotFoundError, match="missing"):
+        repo.stage_file(repo.path / "missing.pt")
+    with pytest.raises(UsageError):
+        repo.stage_file(repo.path)
+    assert repo.status().staged == ()
+    repo.stage_file(outside, "inside/ünder/权重 1.bin")
+    repo.commit("x")
+    repo.checkout("main")
+    assert (repo.path / "inside/ünder/权重 1.bin").read_bytes() == b"x" * 99
+
+
+def test_relative_paths_are_relative_to_here(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stage_file takes a path as open() does, and names the part by its place in the project."""
+    (repo.path / "sub").mkdir()
+    (repo.path / "sub" / "x.bin").write_bytes(b"x" * 50)
+    monkeypatch.chdir(repo.path / "sub")
+    repo.stage_file("x.bin")
+    repo.stage_file(Path("../sub/x.bin"), "other")
+    assert [change.name for change in repo.status().staged] == ["other", "sub/x.bin"]
+
+
+@pytest.mark.parametrize("how", ["checkout", "path", "switch", "reset", "rm"])
+def test_bytes_that_no_commit_holds_are_not_overwritten(repo: Repository, how: str) -> None:
+    """Checkout, switch, reset and rm refuse, naming the file, and move nothing; force overwrites."""
+    commit(repo, 1)
+    repo.create_branch("old")
+    commit(repo, 2)
+    repo.checkout("main")
+    verbs: dict[str, Callable[[bool], object]] = {
+        "checkout": lambda force: repo.checkout("old", force=force),
+        "path": lambda force: repo.checkout("old", FILE, force=force),
+        "switch": lambda force: repo.switch("old", force=force),
+        "reset": lambda force: repo.reset("old", hard=True, force=force),
+        "rm": lambda force: repo.rm(FILE, force=force),
+    }
+    (repo.path / FILE).write_bytes(b"precious")
+    before = tree(repo.path), repo.branch, repo.status()
+    with pytest.raises(OverwriteError, match="model"):
+        verbs[how](False)
+    assert (repo.path / FILE).read_bytes() == b"precious"
+    assert (repo.branch, repo.status()) == before[1:]
+    verbs[how](True)
+    if how == "rm":
+        assert not (repo.path / FILE).exists()
+    else:
+        assert (repo.path / FILE).read_bytes() != b"precious"
+        assert raw(dict(repo.get_all_weights("old"))) == raw(weights(1))
+
+
+@pytest.mark.parametrize("holder", ["branch", "tag", "head"])
+def test_bytes_that_some_commit_holds_may_go(repo: Repository, holder: str) -> None:
+    """A file that any branch, any tag or a detached HEAD holds is overwritten without being asked."""
+    first = commit(repo, 1)
+    commit(repo, 2)
+    repo.create_branch("side", first.commit_hash)
+    repo.checkout("side")
+    if holder == "head":
+        repo.checkout(first.commit_hash)
+    elsewhere = commit(repo, 3)
+    if holder == "tag":
+        repo.tag("kept", elsewhere.commit_hash)
+        repo.reset(first.commit_hash)
+    repo.checkout(elsewhere.commit_hash, FILE)
+    repo.checkout("main", FILE)
+    assert raw(dict(repo.get_all_weights("main"))) == raw(weights(2))
+    assert Repository(repo.path).worktree.matches(FILE, repo.parts("main")[FILE])
+
+
+def test_switch_moves_only_files_that_are_there(repo: Repository) -> None:
+    """Switch brings along the files that exist and writes no others; files the branch lacks go away."""
+    commit(repo, 1, "a"), commit(repo, 1, "b")
+    repo.create_branch("dev")
+    repo.switch("dev")
+    commit(repo, 2, "a"), commit(repo, 2, "b")
+    repo.rm("b")
+    repo.commit("no b")
+    repo.switch("main")
+    assert not (repo.path / "a").exists()
+    repo.checkout("main", ["a", "b"])
+    result = repo.switch("dev")
+    assert (result.written, result.removed, result.branch) == (("a",), ("b",), "dev")
+    assert repo.worktree.matches("a", repo.parts("dev")["a"]) and not (repo.path / "b").exists()
+    (repo.path / "a").unlink()
+    assert repo.switch("main").written == () and not (repo.path / "a").exists()
+
+
+def test_switch_keeps_a_change_that_both_commits_agree_about(repo: Repository) -> None:
+    """As git does: a modified file that is the same part on both sides stays as it is."""
+    commit(repo, 1)
+    repo.checkout("main")
+    repo.create_branch("dev")
+    (repo.path / FILE).write_bytes(b"my change")
+    repo.switch("dev")
+    assert (repo.path / FILE).read_bytes() == b"my change" and repo.branch == "dev"
+
+
+def test_what_is_staged_blocks_a_move_that_would_lose_it(repo: Repository) -> None:
+    """A staged part that differs on the other branch stops a switch; else it comes along; force drops it."""
+    commit(repo, 1)
+    repo.create_branch("dev")
+    commit(repo, 2)
+    repo.stage_weights(weights(3))
+    with pytest.raises(ConflictError, match="staged"):
+        repo.switch("dev")
+    assert repo.branch == "main" and len(repo.status().staged) == 1
+    repo.switch("dev", force=True)
+    assert repo.branch == "dev" and repo.status().staged == ()
+    repo.stage_weights(weights(4), "new")
+    repo.switch("main")
+    assert repo.commit("came along").parents == (repo.history.resolve("main~1"),)
+    assert read(repo, name="new") == raw(weights(4))
+
+
+def test_a_symlink_in_the_way_is_never_followed(repo: Repository, tmp_path: Path) -> None:
+    """Neither a link at the file's place nor one above it leads a write or a removal out of the project."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    commit(repo, 1), commit(repo, 1, "sub/x")
+    repo.checkout("main")
+    (repo.path / "sub/x").rename(outside / "x")
+    (repo.path / FILE).rename(outside / "model")
+    (repo.path / "sub").rmdir()
+    (repo.path / "sub").symlink_to(outside)
+    (repo.path / FILE).symlink_to(outside / "model")
+    before = tree(outside)
+    with pytest.raises(OverwriteError, match="model"):
+        repo.checkout("main", FILE)
+    with pytest.raises(StorageError):
+        repo.checkout("main", "sub/x", force=True)
+    repo.rm("sub/x")
+    repo.commit("gone")
+    commit(repo, 2)
+    repo.checkout("main", FILE, force=True)
+    assert tree(outside) == before and not (repo.path / FILE).is_symlink()
+    with pytest.raises(StorageError):
+        repo.checkout("main~2", force=True)
+    assert tree(outside) == before
+
+
+def test_a_folder_may_take_the_name_of_a_file(repo: Repository) -> None:
+    """Between commits where a name is a file here and a folder there, checkout goes both ways."""
+    commit(repo, 1, "x")
+    repo.create_branch("file")
+    repo.rm("x")
+    repo.stage_weights(weights(2), "x/y")
+    repo.commit("folder")
+    repo.checkout("file")
+    repo.checkout("main")
+    assert (repo.path / "x/y").is_file()
+
+
+def test_checkout_of_head_stays_on_the_branch(repo: Repository) -> None:
+    """checkout("HEAD") restores the files and does not detach."""
+    commit(repo, 1)
+    for ref in ("HEAD", "@"):
+        assert repo.checkout(ref, force=True).branch == "main"
+        assert repo.history.head().branch == "main"
+
+
+def test_a_branch_wins_over_a_tag_of_its_name(repo: Repository) -> None:
+    """checkout of a name that is both goes to the branch: its files, and HEAD on it."""
+    commit(repo, 1)
+    repo.tag("main")
+    second = commit(repo, 2)
+    result = repo.checkout("main")
+    assert (result.commit, result.branch) == (second.commit_hash, "main")
+    assert repo.resolve("HEAD") == second.commit_hash and repo.status().modified == ()
+
+
+def test_a_file_system_that_cannot_be_written(repo: Repository) -> None:
+    """Checkout into a read-only project says so, and moves nothing."""
+    commit(repo, 1)
+    repo.create_branch("dev")
+    commit(repo, 2)
+    (repo.path / "sub").mkdir()
+    sub = repo.path / "sub"
+    commit(repo, 3, "sub/x")
+    if os.geteuid() == 0:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(sub)], check=False)
+        if mounted.returncode:
+            pytest.skip("cannot mount a read-only folder here")
+    else:
+        sub.chmod(0o555)
+    try:
+        with pytest.raises(StorageError, match=r"(?s)sub.*(read-only|permissions)"):
+            repo.checkout("main", "sub/x")
+        assert repo.branch == "main"
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", str(sub)], check=True)
+        sub.chmod(0o755)
+    repo.checkout("main", "sub/x")
+    assert (sub / "x").exists()
+
+
+def test_checkout_wants_what_exists(repo: Repository) -> None:
+    """A path that the commit lacks raises, and none of the others is written."""
+    commit(repo, 1)
+    for bad in ("nope", "../x", "model.safetensors/x", ""):
+        with pytest.raises(NotFoundError):
+            repo.checkout("main", [FILE, bad])
+    with pytest.raises(PartNotFoundError, match=r"it holds model\.safetensors"):
+        repo.checkout("main", "nope")
+    assert not (repo.path / FILE).exists()
+
+
+def test_a_changed_file_is_seen(repo: Repository) -> None:
+    """status names modified and untracked model files, and sees a change of the same size and time."""
+    commit(repo, 1)
+    repo.checkout("main")
+    file = repo.path / FILE
+    (repo.path / "other.pt").write_bytes(b"x")
+    (repo.path / "readme.md").write_bytes(b"x")
+    times = file.stat()
+    for _ in range(2):
+        status = Repository(repo.path).status()
+        assert (status.modified, status.untracked) == ((), ("other.pt",))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Repository(repo.path).status().modified == (FILE,)
+    assert repo.status().modified == (FILE,)
+
+
+def test_a_malformed_file_stages_nothing(repo: Repository) -> None:
+    """A .safetensors that is none raises FormatError naming it; with opaque=True it is kept whole."""
+    for data in (b"", b"junk" * 30, (10**12).to_bytes(8, "little") + b"{}", b"\x02" + b"\0" * 7 + b"{}x"):
+        (repo.path / FILE).write_bytes(data)
+        with pytest.raises(FormatError, match="model"):
+            repo.stage_file(repo.path / FILE)
+        assert repo.status().staged == ()
+        repo.stage_file(repo.path / FILE, opaque=True)
+        repo.commit("whole", allow_empty=True)
+        (repo.path / FILE).unlink()
+        repo.checkout("main", FILE)
+        assert (repo.path / FILE).read_bytes() == data
+        assert repo.status().modified == ()
+
+
+def test_a_zip_that_is_damaged_is_kept_whole(repo: Repository) -> None:
+    """Any file may be kept: a torn zip is opaque, and comes back as it was."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+        archive.writestr("archive/data/0", b"x" * 4000)
+    (repo.path / "torn.pt").write_bytes(buffer.getvalue()[:-30])
+    assert repo.stage_file(repo.path / "torn.pt").container == "opaque"

@@ -1,0 +1,208 @@
+"""Making and finding repositories, alone and inside the user's git."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coral import Repository
+from coral.errors import CorruptionError, RepositoryNotFoundError, StorageError, VersionError
+from tests.repository.helpers import at_once, commit, git, read, run, tree, weights
+
+
+@pytest.fixture
+def code(project: Path) -> Path:
+    """A git project with one commit and one untracked file."""
+    project.mkdir()
+    git(project, "init", "-q", "-b", "main")
+    (project / "train.py").write_text("print()\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "code")
+    (project / "untracked.txt").write_text("mine")
+    return project
+
+
+def test_init_is_idempotent(project: Path) -> None:
+    """init=True on an existing repository opens it, and loses nothing."""
+    first = commit(Repository(project, init=True), 1)
+    before = tree(project / ".coral")
+    again = Repository(project, init=True)
+    assert again.resolve("HEAD") == first.commit_hash
+    assert tree(project / ".coral") == before
+
+
+def test_eight_processes_may_init_at_once(project: Path) -> None:
+    """Whoever comes first, all of them get a repository that works, and each commit is kept."""
+
+    def start(number: int) -> str:
+        repo = Repository(project, init=True)
+        return commit(repo, number, f"part{number}").commit_hash
+
+    hashes = set(at_once(start, 8))
+    repo = Repository(project)
+    assert {found.commit_hash for found in repo.log()} == hashes
+    assert sorted(repo.parts()) == [f"part{number}" for number in range(8)]
+
+
+def test_a_plain_folder_is_refused_with_a_hint(tmp_path: Path) -> None:
+    """Opening what is no repository says how to make one, and makes nothing."""
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RepositoryNotFoundError, match="coral init"):
+            Repository(path)
+    with pytest.raises(RepositoryNotFoundError, match="coral init"):
+        Repository.discover(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """A path that is a file can neither be opened nor initialised."""
+    file = tmp_path / "model.pt"
+    file.write_bytes(b"weights")
+    with pytest.raises(RepositoryNotFoundError):
+        Repository(file)
+    with pytest.raises(StorageError, match=r"model\.pt"):
+        Repository(file, init=True)
+    assert file.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("name", ["mit Ümläuten und Leerzeichen", "权重 🪸", "a'b\"c$d", "-rf"])
+def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
+    """Spaces, unicode and quotes in the path of a project are no matter."""
+    repo = Repository(tmp_path / name, init=True)
+    commit(repo, 1)
+    repo.checkout("main")
+    assert Repository.discover(repo.path).status().modified == ()
+    assert read(Repository(tmp_path / name)) == read(repo)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[coral]\nformat = 2\nhash = "blake3"\n',
+        '[coral]\nformat = 2\n[store]\nthreads = "many"\n',
+        '[coral]\nformat = 1\nhash = "blake4"\n',
+    ],
+)
+def test_a_newer_format_is_refused(repo: Repository, text: str) -> None:
+    """A repository of a newer coral is named as such, whatever else its settings say, and left alone."""
+    (repo.coral_dir / "config.toml").write_text(text)
+    before = tree(repo.coral_dir)
+    for init in (False, True):
+        with pytest.raises(VersionError, match="upgrade coral"):
+            Repository(repo.path, init=init)
+    assert tree(repo.coral_dir) == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[coral",
+        b"[coral]\nformat = 'x'\nhash = 'blake3'\n",
+        b"[coral]\nformat = 0\n",
+        b"coral = 1\n",
+        b'[coral]\nformat = 1\nhash = "blake3"\n[store]\nthreads = 0\n',
+        b'[coral]\nformat = 1\nhash = "blake3"\n[store]\nverify_writes = 1\n',
+    ],
+)
+def test_damaged_settings_are_named(repo: Repository, data: bytes) -> None:
+    """A damaged config.toml is a CorruptionError that names the file."""
+    (repo.coral_dir / "config.toml").write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"config\.toml"):
+        Repository(repo.path)
+
+
+def test_settings_count(repo: Repository) -> None:
+    """The author of config.toml is who commits when the call does not say."""
+    text = (repo.coral_dir / "config.toml").read_text()
+    (repo.coral_dir / "config.toml").write_text(text + '\n[user]\nauthor = "Ada Ü <a@x>"\n')
+    again = Repository(repo.path)
+    assert commit(again, 1).author == "Ada Ü <a@x>"
+    again.stage_weights(weights(2))
+    assert again.commit("x", author="Bob").author == "Bob"
+
+
+def test_git_leaves_the_repository_alone(code: Path) -> None:
+    """clean -xfd, stash -u and checkout -f of the user's git touch nothing below .coral, and do not list it."""
+    repo = Repository(code, init=True)
+    commit(repo, 1)
+    assert ".coral/" in (code / ".git/info/exclude").read_text().splitlines()
+    assert ".coral" not in git(code, "status", "--porcelain")
+    before = tree(code / ".coral")
+    (code / "train.py").write_text("changed")
+    git(code, "stash", "-u")
+    git(code, "checkout", "-qfB", "other")
+    git(code, "clean", "-xfdq")
+    assert not (code / "untracked.txt").exists()
+    assert tree(code / ".coral") == before
+    assert read(Repository(code)) == read(repo)
+
+
+def test_exclude_is_appended_to_once(code: Path) -> None:
+    """What the user excludes stays excluded, and a second repository adds no second line."""
+    exclude = code / ".git/info/exclude"
+    exclude.write_bytes(b"*.tmp\n\xff no newline")
+    one, two = Repository(code, init=True), Repository(code / "nested" / "deeper", init=True)
+    commit(one, 1), commit(two, 2)
+    assert exclude.read_bytes() == b"*.tmp\n\xff no newline\n.coral/\n"
+    assert ".coral" not in git(code, "status", "--porcelain", "-uall")
+    git(code, "clean", "-xfdq")
+    assert read(Repository(code)) != read(Repository(code / "nested/deeper"))
+    assert Repository.discover(code / "nested/deeper").path == code / "nested/deeper"
+    assert Repository.discover(code / "nested").path == code
+
+
+def test_the_history_is_plain_git(repo: Repository) -> None:
+    """The user's own git reads the history, and finds nothing wrong with it."""
+    made = commit(repo, 1)
+    assert git(repo.coral_dir, "log", "--format=%H %s").strip() == f"{made.commit_hash} seed 1"
+    git(repo.coral_dir, "fsck", "--strict")
+
+
+def test_a_linked_worktree_shares_the_repository(code: Path, tmp_path: Path) -> None:
+    """A linked worktree finds the main one's .coral, even when it is asked to make one, and has files of its own."""
+    linked = tmp_path / "linked"
+    git(code, "worktree", "add", "-q", str(linked))
+    made = commit(Repository(code, init=True), 1)
+    for repo in (Repository(linked), Repository(linked, init=True), Repository.discover(linked)):
+        assert repo.resolve("HEAD") == made.commit_hash
+        assert (repo.path, repo.coral_dir) == (linked, code / ".coral")
+    Repository(linked).checkout("main")
+    assert (linked / "model.safetensors").exists()
+    assert not (code / "model.safetensors").exists() and not (linked / ".coral").exists()
+
+
+def test_a_repository_made_in_a_linked_worktree_outlives_it(code: Path, tmp_path: Path) -> None:
+    """git worktree remove takes all that is in the worktree: the weights lie beside the main one."""
+    linked = tmp_path / "linked"
+    git(code, "worktree", "add", "-q", str(linked))
+    made = commit(Repository(linked, init=True), 1)
+    git(code, "worktree", "remove", "--force", str(linked))
+    assert Repository(code).resolve("HEAD") == made.commit_hash
+
+
+def test_discover_looks_upwards(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder inside of a project its repository is found, as git finds its own."""
+    inner = repo.path / "a" / "b"
+    inner.mkdir(parents=True)
+    assert Repository.discover(inner).path == repo.path
+    monkeypatch.chdir(inner)
+    assert Repository.discover().path == repo.path
+    with pytest.raises(RepositoryNotFoundError):
+        Repository()
+
+
+def test_opening_loads_no_framework(repo: Repository) -> None:
+    """The shell's log and status load neither torch nor numpy."""
+    output = run(
+        """
+        import subprocess
+        code = "import sys; from coral.repository import Repository; r = Repository(sys.argv[1], shell_staging=True); "
+        code += "r.status(); r.branches(); print({'torch', 'numpy', 'git'} & set(sys.modules))"
+        print(subprocess.run([sys.executable, "-c", code, sys.argv[1]], capture_output=True, text=True).stdout)
+        """,
+        repo.path,
+    )
+    assert output.strip() == "set()"

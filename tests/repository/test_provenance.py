@@ -1,0 +1,81 @@
+"""Which code made the weights: trailers with the enclosing git repository's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coral import Repository
+from tests.repository.helpers import commit, git
+
+
+@pytest.fixture
+def code(project: Path) -> Path:
+    """A git project with one commit."""
+    project.mkdir()
+    git(project, "init", "-q", "-b", "trunk")
+    (project / "train.py").write_text("print()\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "code")
+    return project
+
+
+def test_commits_name_the_code_as_it_was(code: Path) -> None:
+    """Commit, branch and dirtiness are those of the moment when the object was made, whatever is edited later."""
+    head = git(code, "rev-parse", "HEAD").strip()
+    repo = Repository(code, init=True)
+    assert repo.code is not None
+    (code / "train.py").write_text("edited")
+    git(code, "checkout", "-qb", "later")
+    made = commit(repo, 1)
+    assert (made.code_commit, made.code_branch, made.code_dirty) == (head, "trunk", False)
+    made = commit(Repository(code), 2)
+    assert (made.code_commit, made.code_branch, made.code_dirty) == (head, "later", True)
+    assert made.trailers["Coral-Code-Dirty"] == "true"
+
+
+def test_the_state_is_taken_before_a_long_training(code: Path) -> None:
+    """Nobody has to ask for it: the capture begins with the object."""
+    repo = Repository(code, init=True)
+    thread = repo._provenance._thread
+    assert thread is not None
+    thread.join()
+    (code / "train.py").write_text("edited")
+    assert repo.code is not None and not repo.code.dirty
+
+
+def test_detached_and_unborn_code(code: Path, tmp_path: Path) -> None:
+    """A detached HEAD has no branch, code without commits and code outside of git have no trailers."""
+    git(code, "checkout", "-q", "--detach")
+    made = commit(Repository(code, init=True), 1)
+    assert (made.code_branch, made.code_dirty) == (None, False) and made.code_commit
+    unborn = tmp_path / "unborn"
+    unborn.mkdir()
+    git(unborn, "init", "-q")
+    for folder in (unborn, tmp_path / "plain"):
+        assert commit(Repository(folder, init=True), 1).trailers == {}
+    assert Repository(tmp_path / "plain").code is None
+
+
+def test_the_history_is_not_the_code(code: Path, tmp_path: Path) -> None:
+    """A repository without a git around it does not take its own history for the code."""
+    repo = Repository(tmp_path / "plain", init=True)
+    commit(repo, 1)
+    assert commit(Repository(repo.path), 2).code_commit is None
+
+
+def test_a_hostile_configuration_is_not_run(code: Path) -> None:
+    """Looking at the code runs no program that its repository names: fsmonitor, hooks, filters."""
+    marker, script = code / "executed", code / "evil.sh"
+    script.write_text(f"#!/bin/sh\ntouch {marker}\ncat\n")
+    script.chmod(0o755)
+    git(code, "config", "core.fsmonitor", str(script))
+    git(code, "config", "filter.evil.clean", str(script))
+    git(code, "config", "core.hooksPath", str(code))
+    (code / ".git/info/attributes").write_text("*.py filter=evil\n")
+    (code / "train.py").write_text("touched\n")
+    repo = Repository(code, init=True)
+    assert commit(repo, 1).code_commit is not None
+    assert not marker.exists()
+    assert commit(Repository(code), 2).code_dirty is True and not marker.exists()

@@ -1,0 +1,152 @@
+"""Training that stops and goes on: bit for bit, and without a side effect where none is asked for."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from coral import Repository
+from coral.errors import PartNotFoundError, UsageError
+from tests.repository.helpers import commit, read, run
+
+_TRAIN = """
+import random, torch, numpy as np
+from coral import Repository
+torch.set_num_threads(1)
+
+def make():
+    torch.manual_seed(0); random.seed(0); np.random.seed(0)
+    layers = torch.nn.Linear(16, 32), torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Dropout(0.3)
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(
+        [{"params": model[0].parameters(), "lr": 1e-2}, {"params": model[1:].parameters()}], lr=3e-3, amsgrad=True
+    )
+    return model, optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, [1e-2, 3e-3], total_steps=40)
+
+def train(model, optimizer, scheduler, steps):
+    for _ in range(steps):
+        x = torch.randn(8, 16) * random.random() + float(np.random.normal())
+        loss = model(x).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step(); scheduler.step()
+
+def save(path, parts, **state):
+    return Repository(path, init=True).save(*parts, step=1, metrics={"loss": 0.5}, tags=["t"], **state)
+"""
+
+
+def _state(path: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    repo = Repository(path)
+    return read(repo, name="model.safetensors"), read(repo, name="state.safetensors")
+
+
+def test_training_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """20 steps straight are 10 steps, save, a new process, load, 10 steps: every parameter, moment and generator."""
+    run(
+        _TRAIN
+        + """
+parts = make(); train(*parts, 20); save(sys.argv[1], parts)
+parts = make(); train(*parts, 10); save(sys.argv[2], parts, epoch=(1, 'x'))
+""",
+        tmp_path / "straight",
+        tmp_path / "halves",
+    )
+    output = run(
+        _TRAIN
+        + """
+repo = Repository(sys.argv[1])
+parts = make()
+print(repo.load_into(parts[0], "t", parts[1], parts[2]))
+train(*parts, 10)
+repo.save(*parts, "second half")
+""",
+        tmp_path / "halves",
+    )
+    assert output.strip() == "{'epoch': (1, 'x')}"
+    assert _state(tmp_path / "halves") == _state(tmp_path / "straight")
+    states = [Repository(tmp_path / name).get_state() for name in ("halves", "straight")]
+    assert repr(states[0]).replace("'state': {}", "") == repr(states[1]).replace("'state': {}", "")
+    made = next(Repository(tmp_path / "straight").log())
+    assert (made.step, made.metrics, made.message) == (1, {"loss": 0.5}, "step 1")
+
+
+def _rng() -> tuple[object, ...]:
+    return random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()  # type: ignore[index]
+
+
+def test_loading_weights_alone_leaves_the_generators_alone(repo: Repository) -> None:
+    """Without an optimizer or a scheduler neither saving nor loading changes a random number."""
+    model = torch.nn.Linear(4, 4)
+    before = _rng()
+    repo.save(model, torch.optim.AdamW(model.parameters()), epoch=3)
+    assert _rng() == before
+    torch.rand(3), random.random()
+    before = _rng()
+    assert repo.load_into(torch.nn.utils.skip_init(torch.nn.Linear, 4, 4)) == {"epoch": 3}
+    assert _rng() == before
+    repo.load_into(model, optimizer=torch.optim.AdamW(model.parameters()))
+    assert _rng() != before
+
+
+def test_a_misfit_changes_nothing(repo: Repository) -> None:
+    """Every name, shape and dtype that does not fit is listed, and the model is as it was."""
+    repo.save({"a": torch.ones(3), "b": torch.ones(2, 2), "c": torch.ones(1), "d": torch.ones(5)})
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.zeros(3))
+            self.b = torch.nn.Parameter(torch.zeros(2, 3))
+            self.c = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
+            self.e = torch.nn.Parameter(torch.zeros(5))
+
+    model = Model()
+    for strict in (True, False):
+        with pytest.raises(UsageError) as caught:
+            repo.load_into(model, strict=strict)
+        told = str(caught.value)
+        assert all(text in told for text in ("b:", "c:", "[2, 2]", "[2, 3]", "F16"))
+        assert ("missing: e" in told and "unexpected: d" in told) is strict
+        assert not any(tensor.any() for tensor in model.parameters())
+    repo.save({"a": torch.ones(3), "d": torch.ones(5)})
+    repo.load_into(model, strict=False)
+    assert model.a.tolist() == [1, 1, 1] and not model.e.any()
+
+
+def test_a_state_that_is_not_there_raises(repo: Repository) -> None:
+    """An optimizer is not silently left as it is, and nothing was loaded into the model before that is known."""
+    model = torch.nn.Linear(3, 3)
+    repo.save(model)
+    target = torch.nn.Linear(3, 3)
+    before = target.weight.tolist()
+    with pytest.raises(PartNotFoundError, match="optimizer"):
+        repo.load_into(target, optimizer=torch.optim.AdamW(target.parameters()))
+    assert target.weight.tolist() == before
+    commit(repo, 1, "other")
+    repo.rm("model.safetensors", "state.safetensors")
+    repo.commit("numpy only")
+    with pytest.raises(UsageError, match="missing: weight"):
+        repo.load_into(target)
+    with pytest.raises(UsageError):
+        repo.load_into({"weight": np.zeros(3)})
+
+
+def test_a_state_file_of_another_make_is_no_state(repo: Repository) -> None:
+    """A plain file that bears the name of the state does not keep the weights from being loaded."""
+    model = torch.nn.Linear(3, 3)
+    repo.stage_weights(model)
+    repo.stage_weights({"x": np.ones(3)}, "state.safetensors")
+    repo.commit("x")
+    target = torch.nn.Linear(3, 3)
+    assert repo.load_into(target) == {}
+    assert torch.equal(target.weight, model.weight)
+
+
+def test_saving_the_same_twice_is_two_commits(repo: Repository) -> None:
+    """A checkpoint that changed nothing is still a point in the training's history."""
+    model = torch.nn.Linear(3, 3)
+    repo.save(model, step=1), repo.save(model, step=2)
+    assert [found.step for found in repo.log()] == [2, 1]

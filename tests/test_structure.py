@@ -1,0 +1,350 @@
+"""The rules that keep coral's source in order: floors, one library a file, one writer, one voice, a light start."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import numpy
+import pytest
+
+import coral
+from coral.cli import main
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "coral"
+FILES = sorted(PACKAGE.rglob("*.py"))
+STANDARD = sys.stdlib_module_names
+
+FLOORS = {
+    **dict.fromkeys(("errors", "ids"), 0),
+    **dict.fromkeys(("format", "storage", "git"), 1),
+    **dict.fromkeys(("objects", "history", "containers"), 2),
+    "verbs": 3,
+    "repository": 4,
+    "experiments": 5,
+    "integrations": 6,
+    **dict.fromkeys(("cli", "testing"), 7),
+    "__main__": 8,
+}
+DOOR = "__init__"  # coral/__init__.py offers names of every floor but the last
+DOOR_FLOOR = 6.5
+
+# The only place that may import each of these; any other third-party library has one file, whichever it is.
+HOMES = {
+    "blake3": "coral/ids.py",
+    "xxhash": "coral/ids.py",
+    "zstandard": "coral/format/codecs/",
+    "git": "coral/git/",
+    "pygit2": "coral/history/",
+    "torch": "coral/integrations/torch.py",
+    "click": "coral/cli/",
+    "rich": "coral/cli/",
+}
+ANYWHERE = {"numpy", "typing_extensions"}
+ONE_FILE_THOUGH_STANDARD = {"sqlite3"}
+
+PUBLIC_NAMES = [
+    "Commit",
+    "ConflictError",
+    "CoralError",
+    "CorruptionError",
+    "FormatError",
+    "NotFoundError",
+    "Repository",
+    "StorageError",
+    "UsageError",
+    "VersionError",
+    "__version__",
+    "model_to_weights",
+]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """The parsed source of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def place(path: Path) -> str:
+    """``coral/format/names.py`` for a file of the package."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def unit(path: Path) -> str:
+    """The folder or file just below ``coral/`` that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name: str) -> float:
+    """The floor of a folder or file just below ``coral/``."""
+    return DOOR_FLOOR if name == DOOR else FLOORS[name]
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the absolute dotted name of each import, wherever it stands; ``from a import b`` is ``a.b``."""
+    package = path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, node.module) if node.module else base)
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"} and node.args:
+            argument = node.args[0]
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
+
+
+def called(node: ast.Call) -> str:
+    """The last name of what is called: ``write`` for ``os.write(…)``."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def dotted(node: ast.AST) -> str:
+    """``os.environ`` for that attribute, the empty string for what is not a dotted name."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def lines_of_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Each function's place and its length in lines, docstring included."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield f"{place(path)}:{node.lineno} {node.name}", node.end_lineno - node.lineno + 1
+
+
+def changes_a_file(node: ast.Call) -> bool:
+    """Whether a call is one of those that write, move or remove a file or folder."""
+    full, name = dotted(node.func), called(node)
+    if full.startswith("os.") and name != "fdopen":
+        return name in OS_WRITERS or (name == "open" and "O_" in ast.dump(node) and not only_reads(node))
+    if name in {"open", "fdopen"}:
+        return any(opens_for_writing(value) for value in (*node.args, *(keyword.value for keyword in node.keywords)))
+    if name == "replace" and isinstance(node.func, ast.Attribute):
+        return len(node.args) == 1 and not node.keywords  # Path.replace; str.replace has two, datetime's are named
+    return name in PATH_WRITERS
+
+
+OS_WRITERS = {
+    *("write", "writev", "pwrite", "pwritev", "rename", "renames", "replace", "unlink", "remove", "removedirs"),
+    *("link", "symlink", "mkdir", "makedirs", "rmdir", "truncate", "ftruncate", "mkfifo", "sendfile"),
+    *("copy_file_range", "chmod", "utime", "posix_fallocate"),
+}
+OUTSIDE_WORLD = {
+    *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.path.expanduser", "Path.home", "os._exit"),
+    *("sys.argv", "sys.stdin", "sys.stdout", "sys.stderr", "sys.exit"),
+}
+PATH_WRITERS = {"write_bytes", "write_text", "unlink", "touch", "rmdir", "symlink_to", "hardlink_to", "mkdir"}
+
+
+def only_reads(node: ast.Call) -> bool:
+    """Whether an ``os.open`` has none of the flags that allow a write."""
+    flags = {name.attr for name in ast.walk(node) if isinstance(name, ast.Attribute)}
+    return not flags & {"O_WRONLY", "O_RDWR", "O_CREAT", "O_APPEND", "O_TRUNC", "O_TMPFILE"}
+
+
+def opens_for_writing(argument: ast.expr) -> bool:
+    """Whether an argument of ``open`` is a mode other than reading."""
+    if not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
+        return False
+    return set(argument.value) <= set("rwxabt+") and bool(set(argument.value) & set("wxa+"))
+
+
+def test_every_part_has_a_floor() -> None:
+    """A new folder or file of the package is given a floor before anything may import it."""
+    assert {unit(path) for path in FILES} <= {*FLOORS, DOOR}
+
+
+@pytest.mark.parametrize("path", FILES, ids=place)
+def test_imports_go_down(path: Path) -> None:
+    """A file imports its own folder and lower floors only; a sibling of the same floor never."""
+    own = unit(path)
+    wrong = []
+    for line, name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "coral":
+            continue
+        other = parts[1] if len(parts) > 1 and parts[1] in FLOORS else DOOR
+        if other != own and floor(other) >= floor(own):
+            wrong.append(f"{place(path)}:{line} imports {name}")
+    assert not wrong
+
+
+def test_a_library_has_one_home() -> None:
+    """A third-party library is imported in its one file or folder, so that one place knows its ways."""
+    users: dict[str, set[str]] = defaultdict(set)
+    for path in FILES:
+        for _, name in imports(path):
+            library = name.split(".")[0]
+            if library in ONE_FILE_THOUGH_STANDARD or library not in {*STANDARD, *ANYWHERE, "coral"}:
+                users[library].add(place(path))
+    strays = {
+        library: sorted(places)
+        for library, places in users.items()
+        if not (all(p.startswith(HOMES[library]) for p in places) if library in HOMES else len(places) == 1)
+    }
+    assert not strays
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if unit(path) != "storage"], ids=place)
+def test_only_storage_writes(path: Path) -> None:
+    """All of coral's own writes go through storage/, so that tests can record, fail and cut them."""
+    wrong = [
+        f"{place(path)}:{node.lineno} {ast.unparse(node.func)}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and changes_a_file(node)
+    ]
+    for line, name in imports(path):
+        module, _, member = name.rpartition(".")
+        if {name, module} & {"shutil", "tempfile"} or (module == "os" and member in OS_WRITERS):
+            wrong.append(f"{place(path)}:{line} {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if unit(path) not in {"cli", "__main__"}], ids=place)
+def test_only_the_command_line_speaks_and_listens(path: Path) -> None:
+    """The library neither prints, nor exits, nor reads the environment or the home folder."""
+    wrong = [f"{place(path)}:{line} {name}" for line, name in imports(path) if name in OUTSIDE_WORLD]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and (dotted(node) in OUTSIDE_WORLD or node.attr == "expanduser"):
+            wrong.append(f"{place(path)}:{node.lineno} {ast.unparse(node)}")
+        elif isinstance(node, ast.Call) and dotted(node.func) in {"print", "input", "exit", "quit"}:
+            wrong.append(f"{place(path)}:{node.lineno} {ast.unparse(node.func)}")
+    assert not wrong
+
+
+def test_every_module_opens_with_a_sentence() -> None:
+    """A newcomer learns from the first line whether to read on."""
+    bare = []
+    for path in FILES:
+        text = ast.get_docstring(tree(path)) or ""
+        if not text.split("\n\n")[0].rstrip().endswith((".", ":", "?", "!", "::")):
+            bare.append(place(path))
+    assert not bare
+
+
+@pytest.mark.parametrize("folder", ["coral", "examples", "benchmarks"])
+def test_functions_are_short(folder: str) -> None:
+    """No function is longer than a screen: 60 lines."""
+    long = [
+        f"{name}: {length} lines"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for name, length in lines_of_functions(path)
+        if length > 60
+    ]
+    assert not long
+
+
+def test_the_public_names_are_pinned() -> None:
+    """Adding a public name, or losing one, is a decision and not an accident."""
+    assert sorted(coral.__all__) == PUBLIC_NAMES
+    for name in coral.__all__:
+        assert getattr(coral, name) is not None
+
+
+HEAVY = ("torch", "numpy", "git", "pandas", "safetensors.torch")
+
+
+def loaded(statements: str, folder: Path) -> set[str]:
+    """Which heavy libraries a fresh Python has loaded after these statements, which may exit."""
+    script = (
+        "import sys\ntry:\n"
+        + "".join(f"    {line}\n" for line in statements.splitlines())
+        + f"except SystemExit as exit:\n    assert not exit.code, exit.code\n"
+        f"print('loaded', *(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split()[1:])
+
+
+def run_coral(*arguments: str) -> str:
+    """The statements that run the coral command with these arguments."""
+    return f"sys.argv = {['coral', *arguments]!r}\nfrom coral.cli import main\nmain()"
+
+
+def test_import_is_light(tmp_path: Path) -> None:
+    """`import coral` loads neither torch, nor numpy, nor GitPython."""
+    assert loaded("import coral", tmp_path) == set()
+
+
+def test_importing_experiments_is_light(tmp_path: Path) -> None:
+    """`import coral.experiments` loads no framework."""
+    assert loaded("import coral.experiments", tmp_path) <= {"numpy"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["log"], ["status"], ["branch"], ["exp", "list"]], ids=" ".join
+)
+def test_commands_start_light(arguments: list[str], tmp_path: Path) -> None:
+    """Commands that show text load neither torch, nor numpy, nor GitPython."""
+    repo = coral.Repository(tmp_path, init=True)
+    repo.stage_weights({"weight": numpy.zeros(100, "<f4")})
+    repo.commit("Zeros", step=1, metrics={"loss": 1.0})
+    assert loaded(run_coral(*arguments), tmp_path) == set()
+
+
+def commands(group: click.Group, name: str = "coral") -> Iterator[tuple[str, click.Command]]:
+    """Each command of a click group and of the groups in it, by its full name."""
+    context = click.Context(group)
+    for child in group.list_commands(context):
+        command = group.get_command(context, child)
+        assert command is not None, f"{name} {child}"
+        yield f"{name} {child}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {child}")
+
+
+def test_every_command_has_help() -> None:
+    """Every command says what it does, and every option of it too."""
+    assert isinstance(main, click.Group)
+    found = dict(commands(main))
+    assert found
+    silent = [name for name, command in found.items() if not command.help]
+    silent += [
+        f"{name} {parameter.opts[0]}"
+        for name, command in found.items()
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and not (parameter.help or parameter.hidden)
+    ]
+    assert not silent
+
+
+@pytest.mark.parametrize(
+    ("source", "writes"),
+    [
+        ("open(p)", False),
+        ("open(p, 'rb')", False),
+        ("open(p, 'w')", True),
+        ("p.open('ab')", True),
+        ("open(p, mode='r+')", True),
+        ("os.open(p, os.O_RDONLY)", False),
+        ("os.open(p, os.O_WRONLY | os.O_CREAT)", True),
+        ("os.replace(a, b)", True),
+        ("os.fdopen(fd, 'rb')", False),
+        ("os.fdopen(fd, 'wb')", True),
+        ("text.replace('a', 'b')", False),
+        ("path.replace(target)", True),
+        ("time.replace(tzinfo=None)", False),
+        ("path.write_text('x')", True),
+        ("folder.write(key, data)", False),
+    ],
+)
+def test_a_write_is_recognised(source: str, writes: bool) -> None:
+    """The rule that only storage/ writes sees the ways to write, and no string method."""
+    call = ast.parse(source, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert changes_a_file(call) is writes
