@@ -1,9 +1,9 @@
 """Writing tensors into the store: hash, look up, encode, verify and append, on all cores and in bounded memory.
 
-The way of a tensor: it is cut on the chunk grid; workers fingerprint each chunk (XXH3, to recognise what this process
-stored before), copy and hash it (BLAKE3), drop it when the store has it, else encode it, decode and compare, and append
-it to the open pack. :meth:`StoreWriter.seal` makes the pack durable, then its index; before that no reader sees any
-of it.
+The way of a tensor: it is cut on the chunk grid; the caller's thread fingerprints each chunk (XXH3) and is done with
+those that this process stored before, sooner than it could hand them on. Workers copy and hash the others (BLAKE3),
+drop what the store has, else encode it, decode and compare, and append it to the open pack. :meth:`StoreWriter.seal`
+makes the pack durable, then its index; before that no reader sees any of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from coral.ids import (
     single_ref,
 )
 from coral.objects.packs import INDEX, PACK
-from coral.objects.scratch import Scratch
+from coral.objects.scratch import Scratch, same_bytes
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
@@ -46,28 +46,36 @@ if TYPE_CHECKING:
 
 _BATCH_BYTES = 1 << 20
 _BATCH_CHUNKS = 128
-_UNKNOWN = (b"", ChunkId(b""))
 _CLAIMED = Entry(0, 0, 0, 0, 0, 0, 0)
 
 Progress = Callable[[int], None]
 """Called with the number of raw bytes just dealt with."""
 
 
-class _Piece(NamedTuple):
-    """One chunk of one tensor, on its way into the store."""
+class Mark(NamedTuple):
+    """What a chunk looked like when it was last stored, and its id."""
 
-    tensor: int
-    number: int
-    source: TensorSource
-    start: int
-    stop: int
-
-
-class _Done(NamedTuple):
-    tensor: int
-    number: int
-    mark: bytes
+    fingerprint: bytes
     chunk: ChunkId
+
+
+_UNKNOWN = Mark(b"", ChunkId(b""))
+
+
+class _Taken(NamedTuple):
+    """A tensor being taken in, and the marks of its chunks as they come to be known."""
+
+    source: TensorSource
+    marks: list[Mark]
+
+
+class _Piece(NamedTuple):
+    """One chunk of one tensor, on its way into the store; its bytes may change meanwhile."""
+
+    marks: list[Mark]
+    number: int
+    live: memoryview
+    item: int
 
 
 class Fingerprints:
@@ -77,14 +85,15 @@ class Fingerprints:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, tuple[int, ...], list[tuple[bytes, ChunkId]]]] = {}
+        self._seen: dict[str, tuple[str, tuple[int, ...], list[Mark]]] = {}
 
-    def recall(self, source: TensorSource) -> list[tuple[bytes, ChunkId]]:
-        """The (fingerprint, id) of each chunk when this tensor was last stored; empty when it was not."""
+    def recall(self, source: TensorSource) -> list[Mark]:
+        """The mark of each chunk when this tensor was last stored; empty when it was not."""
         dtype, shape, marks = self._seen.get(source.name, ("", (), []))
         return marks if (dtype, shape) == (source.dtype, source.shape) else []
 
-    def keep(self, source: TensorSource, marks: list[tuple[bytes, ChunkId]]) -> None:
+    def keep(self, source: TensorSource, marks: list[Mark]) -> None:
+        """Remember a tensor as it was stored now."""
         self._seen[source.name] = (source.dtype, source.shape, marks)
 
 
@@ -104,72 +113,72 @@ class TensorHasher:
     ) -> list[TensorRecord]:
         """Take in tensors, in bounded memory; returns their records in the order given."""
         known = fingerprints or Fingerprints()
-        taken: list[TensorSource] = []
-        marks: list[list[tuple[bytes, ChunkId]]] = []
-        for done in self._in_parallel(_batches(_pieces(sources, taken, marks)), known, progress):
-            marks[done.tensor][done.number] = (done.mark, done.chunk)
+        taken: list[_Taken] = []
+        self._in_parallel(_batches(self._changed(sources, taken, known, progress)), progress)
         records = []
-        for source, chunks in zip(taken, marks, strict=True):
-            if chunks:
-                known.keep(source, chunks)
-            records.append(TensorRecord(source.name, source.dtype, source.shape, self._reference(source, chunks)))
+        for source, marks in taken:
+            if marks:
+                known.keep(source, marks)
+            records.append(TensorRecord(source.name, source.dtype, source.shape, self._reference(source, marks)))
         return records
 
-    def _in_parallel(
-        self, batches: Iterable[list[_Piece]], known: Fingerprints, progress: Progress | None
-    ) -> Iterator[_Done]:
-        pending: deque[tuple[int, Future[list[_Done]]]] = deque()
+    def _changed(
+        self, sources: Iterable[TensorSource], taken: list[_Taken], known: Fingerprints, progress: Progress | None
+    ) -> Iterator[_Piece]:
+        """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
+        for source in sources:
+            remembered = known.recall(source)
+            ranges = list(spans(source.dtype, source.shape)) if _nbytes(source) > INLINE_LIMIT else []
+            marks = [_UNKNOWN] * len(ranges)
+            taken.append(_Taken(source, marks))
+            for number, (start, stop) in enumerate(ranges):
+                live = memoryview(source.read(start, stop)).cast("B")
+                if remembered and self._is_unchanged(remembered[number], live):
+                    marks[number] = remembered[number]
+                    if progress is not None:
+                        progress(stop - start)
+                else:
+                    yield _Piece(marks, number, live, item_bytes(source.dtype))
+
+    def _is_unchanged(self, mark: Mark, live: memoryview) -> bool:
+        return mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
+
+    def _in_parallel(self, batches: Iterable[list[_Piece]], progress: Progress | None) -> None:
+        pending: deque[Future[int]] = deque()
         try:
             for batch in batches:
-                size = sum(piece.stop - piece.start for piece in batch)
-                pending.append((size, self._store.pool.submit(self._take_batch, batch, known)))
+                pending.append(self._store.pool.submit(self._take_batch, batch))
                 if len(pending) >= self._store.window:
-                    yield from self._collect(pending, progress)
+                    _collect(pending, progress)
             while pending:
-                yield from self._collect(pending, progress)
+                _collect(pending, progress)
         finally:
             # After an error no worker may still be reading the caller's memory or writing into the pack.
-            for _, job in pending:
+            for job in pending:
                 job.cancel()
-            for _, job in pending:
+            for job in pending:
                 if not job.cancelled():
                     job.exception()
 
-    def _collect(self, pending: deque[tuple[int, Future[list[_Done]]]], progress: Progress | None) -> list[_Done]:
-        size, job = pending[0]
-        done = job.result()
-        pending.popleft()
-        if progress is not None:
-            progress(size)
-        return done
-
-    def _take_batch(self, batch: list[_Piece], known: Fingerprints) -> list[_Done]:
-        return [self._take_piece(piece, known) for piece in batch]
-
-    def _take_piece(self, piece: _Piece, known: Fingerprints) -> _Done:
-        live = memoryview(piece.source.read(piece.start, piece.stop)).cast("B")
-        remembered = known.recall(piece.source)
-        if piece.number < len(remembered):
-            mark, chunk = remembered[piece.number]
-            if mark == fingerprint(live) and self._has(chunk):
-                return _Done(piece.tensor, piece.number, mark, chunk)
-        # The caller's memory may change while it is being stored: id, mark and payload are all made from one copy.
-        data = self._copies.take(len(live))
-        data[:] = live
-        chunk = chunk_id(data)
-        self._take_chunk(chunk, data, item_bytes(piece.source.dtype))
-        return _Done(piece.tensor, piece.number, fingerprint(data), chunk)
+    def _take_batch(self, batch: list[_Piece]) -> int:
+        for marks, number, live, item in batch:
+            # The caller's memory may change while it is being stored: id, mark and payload are made from one copy.
+            data = self._copies.copy(live)
+            chunk = chunk_id(data)
+            self._take_chunk(chunk, data, item)
+            marks[number] = Mark(fingerprint(data), chunk)
+        return sum(len(piece.live) for piece in batch)
 
     def _has(self, chunk: ChunkId) -> bool:
         """Whether the chunk need not be taken again."""
         return True
 
-    def _reference(self, source: TensorSource, chunks: list[tuple[bytes, ChunkId]]) -> ContentRef:
-        if not chunks:
+    def _reference(self, source: TensorSource, marks: list[Mark]) -> ContentRef:
+        if not marks:
             return inline_ref(source.read(0, _nbytes(source)))
-        if len(chunks) == 1:
-            return single_ref(chunks[0][1])
-        data = b"".join(chunk for _, chunk in chunks)
+        if len(marks) == 1:
+            return single_ref(marks[0].chunk)
+        data = b"".join(mark.chunk for mark in marks)
         ident = list_id(data)
         self._take_list(ident, data)
         return list_ref(ident)
@@ -251,9 +260,10 @@ class StoreWriter(TensorHasher):
         if not self._claim(chunk):
             return
         codec, payload = codecs.encode(data, item)
+        entry = Entry(0, len(payload), len(data), KIND_CHUNK, codec, 0, item)
         if self._store.verify_writes and codec != codecs.RAW:
-            self._verify(chunk, payload, Entry(0, len(payload), len(data), KIND_CHUNK, codec, 0, item))
-        self._append(chunk, payload, Entry(0, len(payload), len(data), KIND_CHUNK, codec, 0, item))
+            self._verify(chunk, data, payload, entry)
+        self._append(chunk, payload, entry)
 
     def _take_list(self, ident: ChunkId, data: bytes) -> None:
         if len(data) > MAX_RECORD_BYTES:
@@ -274,10 +284,10 @@ class StoreWriter(TensorHasher):
             self._entries[chunk] = _CLAIMED
             return True
 
-    def _verify(self, chunk: ChunkId, payload: memoryview, entry: Entry) -> None:
+    def _verify(self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry) -> None:
         out = self._decoded.take(entry.raw_length)
         codecs.decode_into(entry.codec, entry.item, payload, out)
-        if chunk_id(out) != chunk:
+        if not same_bytes(out, data):
             raise CorruptionError(
                 f"the chunk {chunk.hex()} did not decode to what was encoded, so it was not stored",
                 hint="this machine's memory may be faulty; nothing of this call was stored",
@@ -311,16 +321,11 @@ def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]
     store.packs.refresh()
 
 
-def _pieces(
-    sources: Iterable[TensorSource], taken: list[TensorSource], marks: list[list[tuple[bytes, ChunkId]]]
-) -> Iterator[_Piece]:
-    """Every chunk of every tensor that does not stand inline; notes the tensors as they come."""
-    for tensor, source in enumerate(sources):
-        taken.append(source)
-        ranges = list(spans(source.dtype, source.shape)) if _nbytes(source) > INLINE_LIMIT else []
-        marks.append([_UNKNOWN] * len(ranges))
-        for number, (start, stop) in enumerate(ranges):
-            yield _Piece(tensor, number, source, start, stop)
+def _collect(pending: deque[Future[int]], progress: Progress | None) -> None:
+    done = pending[0].result()
+    pending.popleft()
+    if progress is not None:
+        progress(done)
 
 
 def _nbytes(source: TensorSource) -> int:
@@ -333,7 +338,7 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
     size = 0
     for piece in pieces:
         batch.append(piece)
-        size += piece.stop - piece.start
+        size += len(piece.live)
         if size >= _BATCH_BYTES or len(batch) >= _BATCH_CHUNKS:
             yield batch
             batch, size = [], 0

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
+from coral.storage.writeback import start_writeback
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,6 +38,7 @@ _HINTS = {
     errno.EROFS: "the file system is mounted read-only",
     errno.EACCES: "check the permissions of the folder",
 }
+_WRITEBACK_BYTES = 8 << 20
 _STALE_TMP_SECONDS = 60.0
 
 
@@ -119,6 +121,7 @@ class NewFile:
         self._folder = folder
         self._fd = -1
         self.size = 0
+        self._started = 0
         self._lock = threading.Lock()
         with translate_errors(temporary):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -144,7 +147,16 @@ class NewFile:
                     done -= len(views.pop(0))
                 if done:
                     views[0] = views[0][done:]
+        self._write_ahead()
         return offset
+
+    def _write_ahead(self) -> None:
+        """Have the kernel write while the caller computes, rather than all of it at the end."""
+        if self.size - self._started < _WRITEBACK_BYTES:
+            return
+        with self._lock:
+            start, self._started = self._started, self.size
+        start_writeback(self._fd, start, self._started - start)
 
     def patch(self, offset: int, data: Buffer) -> None:
         """Overwrite bytes already written, such as a header that depends on what follows it."""
@@ -161,6 +173,7 @@ class NewFile:
         with translate_errors(self._path):
             os.ftruncate(self._fd, size)
         self.size = size
+        self._started = min(self._started, size)
 
     def publish(self, key: str, *, mode: int | None = None) -> Path:
         """Make the bytes durable, then give them their name, replacing what had it; returns the path."""

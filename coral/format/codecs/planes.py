@@ -31,6 +31,7 @@ _COMPRESSED = 1 << 31
 _SAMPLE_BYTES = 8192
 _MIN_PLANE_BYTES = 64
 _NOISE_RATIO = 0.97
+_TRUSTED_CHUNKS = 3
 _HUFFMAN_ONLY = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     window_log=18,
@@ -49,6 +50,7 @@ class _Scratch(threading.local):
         self.huffman = zstandard.ZstdCompressor(compression_params=_HUFFMAN_ONLY)
         self.matching = zstandard.ZstdCompressor(level=3)
         self.decompressor = zstandard.ZstdDecompressor()
+        self.noise: dict[tuple[int, int], int] = {}
         self._plane = np.empty(0, np.uint8)
         self._payload = np.empty(0, np.uint8)
 
@@ -126,14 +128,28 @@ def _plane_count(total: int, item: int) -> int:
 def _compress(elements: Elements, number: int, compressor: zstandard.ZstdCompressor) -> bytes | None:
     """A plane as a zstd frame; None when a sample of it is noise, or when it does not shrink."""
     plane = _scratch.plane(elements.size)
-    if elements.size > 4 * _SAMPLE_BYTES:
-        middle, half = elements.size // 2, _SAMPLE_BYTES // 2
-        _take_plane(elements[:half], number, plane[:half])
-        _take_plane(elements[middle : middle + half], number, plane[half : 2 * half])
-        if len(compressor.compress(plane[: 2 * half].data)) > _NOISE_RATIO * 2 * half:
-            return None
+    if elements.size > 4 * _SAMPLE_BYTES and _is_noise(elements, number, compressor):
+        return None
     frame = compressor.compress(_take_plane(elements, number, plane).data)
     return frame if len(frame) < plane.size else None
+
+
+def _is_noise(elements: Elements, number: int, compressor: zstandard.ZstdCompressor) -> bool:
+    """Whether a plane is not worth compressing, by a sample of it; tensors differ little from one chunk to the next,
+    so a plane found to be noise is taken for noise in the next few chunks of this thread, unseen."""
+    key = (elements.itemsize, number)
+    trusted = _scratch.noise.get(key, 0)
+    if trusted:
+        _scratch.noise[key] = trusted - 1
+        return True
+    middle, half = elements.size // 2, _SAMPLE_BYTES // 2
+    sample = _scratch.plane(2 * half)
+    _take_plane(elements[:half], number, sample[:half])
+    _take_plane(elements[middle : middle + half], number, sample[half:])
+    noise = len(compressor.compress(sample.data)) > _NOISE_RATIO * 2 * half
+    if noise:
+        _scratch.noise[key] = _TRUSTED_CHUNKS
+    return noise
 
 
 def _decompress(frame: memoryview, length: int) -> Bytes:
