@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import StoreWriter
     from coral.storage.folder import Folder
 
-_WINDOW_PER_THREAD = 3
+_WINDOW_PER_THREAD = 2
 
 
 class ChunkStore:

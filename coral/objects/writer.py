@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from coral.objects.store import ChunkStore
     from coral.storage.folder import NewFile
 
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 4 << 20
 _BATCH_CHUNKS = 128
 _CLAIMED = Entry(0, 0, 0, 0, 0, 0, 0)
 

@@ -31,7 +31,6 @@ _COMPRESSED = 1 << 31
 _SAMPLE_BYTES = 8192
 _MIN_PLANE_BYTES = 64
 _NOISE_RATIO = 0.97
-_TRUSTED_CHUNKS = 3
 _HUFFMAN_ONLY = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     window_log=18,
@@ -50,7 +49,7 @@ class _Scratch(threading.local):
         self.huffman = zstandard.ZstdCompressor(compression_params=_HUFFMAN_ONLY)
         self.matching = zstandard.ZstdCompressor(level=3)
         self.decompressor = zstandard.ZstdDecompressor()
-        self.noise: dict[tuple[int, int], int] = {}
+        self._halves: dict[tuple[int, int], list[Elements]] = {}
         self._plane = np.empty(0, np.uint8)
         self._payload = np.empty(0, np.uint8)
 
@@ -58,6 +57,14 @@ class _Scratch(threading.local):
         if self._plane.size < length:
             self._plane = np.empty(length, np.uint8)
         return self._plane[:length]
+
+    def halves(self, count: int, like: Elements) -> list[Elements]:
+        """``count`` arrays of as many elements as ``like``, each twice as wide."""
+        dtype = np.dtype(f"<u{2 * like.itemsize}")
+        kept = self._halves.setdefault((count, dtype.itemsize), [])
+        if not kept or kept[0].size < like.size:
+            kept[:] = [np.empty(like.size, dtype) for _ in range(count)]
+        return [half[: like.size] for half in kept]
 
     def payload(self, length: int) -> Bytes:
         if self._payload.size < length:
@@ -113,12 +120,31 @@ def decode_into(payload: memoryview, item: int, out: memoryview) -> None:
         raise CorruptionError("an encoded chunk is too short") from None
     if sum(size & ~_COMPRESSED for size in sizes) + 4 * count != len(payload):
         raise CorruptionError("an encoded chunk has a wrong length")
-    elements = np.frombuffer(out, np.uint8).reshape(-1, count)
+    planes: list[Elements] = []
     offset = 4 * count
-    for number, size in enumerate(sizes):
+    for size in sizes:
         stored = payload[offset : offset + (size & ~_COMPRESSED)]
         offset += len(stored)
-        elements[:, number] = _decompress(stored, length) if size & _COMPRESSED else _raw_plane(stored, length)
+        planes.append(_decompress(stored, length) if size & _COMPRESSED else _raw_plane(stored, length))
+    _join(planes, np.frombuffer(out, f"<u{count}"))
+
+
+def _join(planes: list[Elements], out: Elements) -> None:
+    """Put the bytes of elements together again, pair by pair: twice as fast as writing every n-th byte."""
+    if len(planes) == 1:
+        np.copyto(out, planes[0])
+        return
+    while len(planes) > 2:
+        wide = _scratch.halves(len(planes) // 2, planes[0])
+        for number, half in enumerate(wide):
+            _join_pair(planes[2 * number], planes[2 * number + 1], half)
+        planes = wide
+    _join_pair(planes[0], planes[1], out)
+
+
+def _join_pair(low: Elements, high: Elements, out: Elements) -> None:
+    np.left_shift(high, 8 * high.itemsize, out=out, dtype=out.dtype)
+    np.bitwise_or(out, low, out=out)
 
 
 def _plane_count(total: int, item: int) -> int:
@@ -135,21 +161,12 @@ def _compress(elements: Elements, number: int, compressor: zstandard.ZstdCompres
 
 
 def _is_noise(elements: Elements, number: int, compressor: zstandard.ZstdCompressor) -> bool:
-    """Whether a plane is not worth compressing, by a sample of it; tensors differ little from one chunk to the next,
-    so a plane found to be noise is taken for noise in the next few chunks of this thread, unseen."""
-    key = (elements.itemsize, number)
-    trusted = _scratch.noise.get(key, 0)
-    if trusted:
-        _scratch.noise[key] = trusted - 1
-        return True
+    """Whether a plane is not worth compressing, by a sample of it."""
     middle, half = elements.size // 2, _SAMPLE_BYTES // 2
     sample = _scratch.plane(2 * half)
     _take_plane(elements[:half], number, sample[:half])
     _take_plane(elements[middle : middle + half], number, sample[half:])
-    noise = len(compressor.compress(sample.data)) > _NOISE_RATIO * 2 * half
-    if noise:
-        _scratch.noise[key] = _TRUSTED_CHUNKS
-    return noise
+    return len(compressor.compress(sample.data)) > _NOISE_RATIO * 2 * half
 
 
 def _decompress(frame: memoryview, length: int) -> Bytes:
