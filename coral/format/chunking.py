@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 from coral.format.dtypes import BITS, byte_count
 
@@ -46,6 +47,12 @@ def spans(dtype: str, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         end = min(row + period, total)
         for start in range(row, end, step):
             yield start, min(start + step, end)
+
+
+@lru_cache(maxsize=1024)
+def cuts(dtype: str, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """All of :func:`spans` at once, remembered: a model is cut in the same way at every commit."""
+    return tuple(spans(dtype, shape))
 
 
 def chunk_count(dtype: str, shape: tuple[int, ...]) -> int:

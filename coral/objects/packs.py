@@ -98,6 +98,10 @@ class PackSet:
         newest = max((int(pack.name.partition("-")[0]) for pack in self._packs), default=0)
         return f"{newest + 1:08d}-{secrets.token_hex(8)}"
 
+    def __contains__(self, chunk: ChunkId) -> bool:
+        """Whether one of the packs known now holds a record."""
+        return any(chunk in pack.index for pack in self._packs)
+
     def find(self, chunk: ChunkId) -> tuple[Pack, Entry] | None:
         """Where a record lies, among the packs known now."""
         for pack in self._packs:

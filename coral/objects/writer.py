@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CorruptionError, StorageError, UnsupportedValueError
 from coral.format import codecs
-from coral.format.chunking import spans
+from coral.format.chunking import cuts
 from coral.format.dtypes import byte_count, item_bytes
 from coral.format.index import build as build_index
 from coral.format.manifest import TensorRecord
@@ -128,7 +128,7 @@ class TensorHasher:
         """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
         for source in sources:
             remembered = known.recall(source)
-            ranges = list(spans(source.dtype, source.shape)) if _nbytes(source) > INLINE_LIMIT else []
+            ranges = cuts(source.dtype, source.shape) if _nbytes(source) > INLINE_LIMIT else ()
             marks = [_UNKNOWN] * len(ranges)
             taken.append(_Taken(source, marks))
             for number, (start, stop) in enumerate(ranges):
@@ -272,7 +272,7 @@ class StoreWriter(TensorHasher):
             self._append(ident, memoryview(data), Entry(0, len(data), len(data), KIND_LIST, codecs.RAW, 0, 1))
 
     def _has(self, chunk: ChunkId) -> bool:
-        return chunk in self._entries or self._store.packs.find(chunk) is not None
+        return chunk in self._entries or chunk in self._store.packs
 
     def _claim(self, chunk: ChunkId) -> bool:
         """Whether this thread is to write the chunk: the store lacks it, and no other thread is at it."""
