@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from coral.objects import ChunkStore, Fingerprints, StoreWriter
     from coral.objects.writer import Progress
     from coral.verbs.checkpoint import Stateful
+    from coral.verbs.fsck import Checked
     from coral.verbs.weights import Weights
 
 _DEFAULT_AUTHOR = "coral"
@@ -160,10 +161,10 @@ class Repository:
             PartNotFoundError, UsageError: there is nothing to update, or it is no safetensors file of weights.
             StorageError: the disk refused; what was staged before is still staged.
         """
-        from coral.verbs.checkpoint import sources_of, weights_of
+        from coral.verbs.checkpoint import file_metadata, sources_of, weights_of
 
         sources = sources_of(weights_of(weights))
-        pairs = tuple((metadata or {}).items())
+        pairs = file_metadata(metadata or {})
 
         def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
             old = check_updatable(name, self._line.staged_or_tip(name)) if update else None
@@ -246,12 +247,11 @@ class Repository:
     def status(self) -> Status:
         """What differs between the branch's tip, the staging area and the files."""
         branch, commit = self._line.position()
-        with self._line.overlay() as overlay:
-            parts = dict(overlay.parts)
+        parts = self._line.staged()
         tip = self._reader.at(commit) if commit else {}
         now = {name: part for name, part in {**tip, **parts}.items() if part is not None}
         there = self.worktree.materialised(now)
-        modified = tuple(name for name in sorted(there) if not self.worktree.matches(name, now[name]))
+        modified = tuple(name for name in sorted(there) if not self.worktree.agrees(name, now[name]))
         self.worktree.save_stamps()
         staged = tuple(staged_changes(parts, tip.get))
         return Status(branch, commit, staged, modified, tuple(self.worktree.untracked(now)), len(now))
@@ -282,19 +282,22 @@ class Repository:
 
         Raises:
             NothingToCommitError: nothing staged differs from the branch's tip.
-            ConflictError: another commit changed a staged part meanwhile; committing again lays yours over it.
+            ConflictError: another commit changed a staged part meanwhile; committing again lays yours over it. Or the
+                call came from a signal handler in the middle of another one.
+            AlreadyExistsError: a tag exists; one taken in the very moment is found out after the commit landed.
         """
         names = [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
         for name in names:
             self._check_free_tag(name)
-        trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
-        for observer in self._observers:
-            trailers.update(observer.trailers(step=step, metrics=metrics))
-        draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
-        commit = self._line.land(draft)
-        self._tidy()
-        for observer in list(self._observers):
-            observer.committed(commit)
+        with self._line.alone():
+            trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
+            for observer in self._observers:
+                trailers.update(observer.trailers(step=step, metrics=metrics))
+            draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
+            commit = self._line.land(draft)
+            self._tidy()
+            for observer in list(self._observers):
+                observer.committed(commit)
         for name in names:
             self.history.create_tag(name, commit.commit_hash)
         return commit
@@ -315,6 +318,9 @@ class Repository:
 
         Args:
             model: a module, or a mapping of names to tensors.
+            optimizer, scheduler: what has ``state_dict()`` and ``load_state_dict()``.
+            message: why; None writes ``step N``.
+            step, metrics, tags: as :meth:`commit` takes them.
             state: whatever else training needs to go on; :meth:`load_into` returns it.
 
         Raises:
@@ -322,11 +328,12 @@ class Repository:
         """
         from coral.verbs import checkpoint
 
-        with self._line.all_or_nothing():
-            self.stage_weights(model, checkpoint.MODEL_PART)
-            self.stage_state(checkpoint.gather(model, optimizer, scheduler, state), checkpoint.STATE_PART)
         text = message or ("checkpoint" if step is None else f"step {step}")
-        return self.commit(text, tags=tags, allow_empty=True, step=step, metrics=metrics)
+        with self._line.alone():
+            with self._line.all_or_nothing():
+                self.stage_weights(model, checkpoint.MODEL_PART)
+                self.stage_state(checkpoint.gather(model, optimizer, scheduler, state), checkpoint.STATE_PART)
+            return self.commit(text, tags=tags, allow_empty=True, step=step, metrics=metrics)
 
     def load_into(
         self,
@@ -498,6 +505,16 @@ class Repository:
                 return found
         return self._line.resolve(ref)
 
+    def fsck(self, *, read_data: bool = False, progress: Progress | None = None) -> Checked:
+        """Check every commit that a branch, a tag or HEAD reaches; nothing is changed.
+
+        Args:
+            read_data: read and verify every byte, rather than only that every chunk is there.
+        """
+        from coral.verbs.fsck import Checker
+
+        return Checker(self.history, self._reader, self.store, read_data=read_data, progress=progress).run()
+
     # -- move
 
     def branches(self) -> dict[str, str]:
@@ -541,7 +558,7 @@ class Repository:
         """Move HEAD to a branch; files that are there already follow, no others are written.
 
         Args:
-            create: make the branch here first.
+            create: make the branch here first; no file is touched then.
             force: overwrite bytes that no commit holds.
 
         Raises:
@@ -562,7 +579,7 @@ class Repository:
                 f"{branch!r} is not a branch",
                 hint="'coral checkout' goes to any commit; 'coral switch -c' makes a branch",
             )
-        return self._move_head(branch, everything=False, force=force)
+        return self._move_head(branch, everything=False, force=force, stay=create and not force)
 
     def checkout(
         self,
@@ -599,13 +616,16 @@ class Repository:
         Args:
             hard: bring along the files that are there.
             force: overwrite bytes that no commit holds.
+
+        Raises:
+            OverwriteError: a file that has to follow holds bytes that no commit holds.
         """
         commit = self.resolve(ref)
         branch, tip = self._line.position()
         plan = Plan({})
         if hard:
             old = self._reader.at(tip) if tip else {}
-            plan = self.worktree.plan(old, self._reader.at(commit), everything=False, force=force)
+            plan = self.worktree.plan(old, self._reader.at(commit), everything=False, force=force, keep=False)
             # The files first: when the disk refuses, the same command finds all as it was, and goes on.
             self.worktree.execute(plan)
         self._line.move(commit, f"reset: moving to {ref}")
@@ -614,20 +634,27 @@ class Repository:
     # -- inside
 
     def _move_head(
-        self, ref: str, *, everything: bool, force: bool, progress: Progress | None = None
+        self, ref: str, *, everything: bool, force: bool, stay: bool = False, progress: Progress | None = None
     ) -> CheckoutResult:
         branches, head = self.branches(), self.history.head()
         branch = self.branch if ref in ("HEAD", "@") else ref if ref in branches else None
         commit = branches[branch] if branch in branches else self.resolve(ref)
         old = self._reader.at(head.commit) if head.commit else {}
         new = self._reader.at(commit)
-        self._line.check_can_leave(old, new, ref, force=force)
-        plan = self.worktree.plan(old, new, everything=everything, force=force)
+        if not force:
+            self._line.check_can_leave(old, new, ref)
+        if stay and commit == head.commit:
+            plan = Plan({})
+        else:
+            plan = self.worktree.plan(old, new, everything=everything, force=force)
         self.worktree.execute(plan, progress=progress)
+        if force:
+            self._line.drop_staged()
         reason = f"checkout: moving from {head.branch or head.commit or ''} to {ref}"
         self.history.set_head(branch=branch, commit=None if branch else commit, reason=reason)
         self.pin()
-        states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in plan.write))
+        there = set(self.worktree.materialised(new))
+        states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in there))
         return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove, states)
 
     def _diff(self, old: str | None, new: str) -> Diff:

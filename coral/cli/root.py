@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ SECTIONS = {
         "ls": "List a commit's files and tensors.",
         "cat": "Show one tensor's statistics or values.",
         "reflog": "Show where HEAD or a branch has been.",
+        "fsck": "Check that all that was committed is there.",
     },
     "Move": {
         "checkout": "Write a commit's files, and go there.",
@@ -95,18 +97,20 @@ class Coral(LazyGroup):
         try:
             return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            raise click.exceptions.Exit(_report_usage(error)) from None
+            raise click.exceptions.Exit(_report_usage(error, "coral")) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; whatever goes wrong in it becomes an exit code."""
         try:
-            result = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except (click.exceptions.Exit, click.Abort):
             raise
         except click.UsageError as error:
-            code = _report_usage(error)
+            code = _report_usage(error, f"coral {ctx.invoked_subcommand or ''}".strip())
         except click.ClickException as error:
             code = _report(CoralError(error.format_message()))
         except CoralError as error:
@@ -127,6 +131,10 @@ class Coral(LazyGroup):
         raise click.exceptions.Exit(code)
 
 
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
 def _program_name() -> str:
     return "git coral" if Path(sys.argv[0]).name == "git-coral" else "coral"
 
@@ -140,8 +148,8 @@ def _report(error: CoralError) -> int:
     return error.exit_code
 
 
-def _report_usage(error: click.UsageError) -> int:
-    path = error.ctx.command_path if error.ctx is not None else "coral"
+def _report_usage(error: click.UsageError, called: str) -> int:
+    path = error.ctx.command_path if error.ctx is not None else called
     message = error.format_message().rstrip(".")
     # An option's name keeps its case; a sentence starts small, as all our messages do.
     message = message[:1].lower() + message[1:] if message[1:2].islower() else message
@@ -162,7 +170,6 @@ def _report_bug() -> int:
     sections=SECTIONS,
     context_settings=HELP_NAMES,
     epilog=EPILOG,
-    no_args_is_help=True,
 )
 @click.option("-C", "folder", metavar="DIR", type=click.Path(), help="Work as if started in DIR.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but what was asked for, and errors.")

@@ -306,7 +306,13 @@ class StoreWriter(TensorHasher):
 
 
 def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]) -> None:
-    """Give a written pack its name, durably, and then its index; only then do readers see it."""
+    """Give a written pack its name, durably, and then its index; only then do readers see it.
+
+    Raises:
+        CorruptionError: a record was claimed and never written, so the pack must not be published.
+    """
+    if _CLAIMED in entries.values():
+        raise CorruptionError("a pack was sealed while it was being written", hint="nothing of it was stored")
     name = store.packs.new_name()
     index = build_index(entries.items())
     pack.publish(name + PACK, mode=0o444)

@@ -120,6 +120,7 @@ class NewFile:
         self._path = temporary
         self._folder = folder
         self._fd = -1
+        self._pid = os.getpid()
         self.size = 0
         self._started = 0
         self._lock = threading.Lock()
@@ -194,11 +195,15 @@ class NewFile:
         return target
 
     def discard(self) -> None:
-        """Throw the bytes away; harmless after :meth:`publish`."""
+        """Throw the bytes away; harmless after :meth:`publish`, and in a forked child, whose parent goes on writing."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+            if self._pid == os.getpid():
+                with contextlib.suppress(OSError):
+                    os.unlink(self._path)
             self._close()
+
+    def __del__(self) -> None:
+        self.discard()
 
     def _close(self) -> None:
         if self._fd >= 0:

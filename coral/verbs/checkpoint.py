@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from coral.errors import CorruptionError, PartNotFoundError, UnsupportedValueError, UsageError
+from coral.errors import CorruptionError, InvalidNameError, PartNotFoundError, UnsupportedValueError, UsageError
 from coral.verbs.frameworks import Framework, find_framework, framework_of
+from coral.verbs.parts import STATE_KEY
 
 if TYPE_CHECKING:
     from coral.containers import TensorSource, TensorView
@@ -17,6 +18,7 @@ STATE_PART = "state.safetensors"
 ReadInto = Callable[[str, memoryview], None]
 """Fills memory with the bytes of the tensor of a name."""
 
+_RESERVED_NAME = "__metadata__"
 _OPTIMIZER, _SCHEDULER, _RNG, _REST = "optimizer", "scheduler", "rng", "state"
 
 
@@ -72,8 +74,20 @@ def sources_of(tensors: Mapping[str, object]) -> list[TensorSource]:
                 f"{name!r} among the weights {what}",
                 hint="weights are a mapping of names to tensors; stage_state() keeps nested states and plain values",
             )
+        if name == _RESERVED_NAME:
+            raise InvalidNameError(f"a tensor cannot be named {name!r}: safetensors keeps its own notes there")
         sources.append(found.source(name, value))
     return sources
+
+
+def file_metadata(pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """A safetensors file's own key-value pairs. Raises UnsupportedValueError for what is not text, or is coral's."""
+    for key, value in pairs.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise UnsupportedValueError(f"metadata is text by text, not {key!r}: {value!r}")
+        if key == STATE_KEY:
+            raise UnsupportedValueError(f"the metadata key {key!r} is coral's own", hint="stage_state() keeps states")
+    return tuple(pairs.items())
 
 
 def framework_name(model: object) -> str:

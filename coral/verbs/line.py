@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from coral.errors import ConflictError, NothingToCommitError, PartNotFoundError, RefNotFoundError
@@ -51,6 +52,8 @@ class Line:
         self._staging = staging
         self._durable = durable
         self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._is_busy = False
         self._opened: Overlay | None = None
         self._writer: StoreWriter | None = None
         self._fingerprints: dict[str, Fingerprints] = {}
@@ -115,14 +118,47 @@ class Line:
 
     def move(self, commit: str, reason: str) -> None:
         """Point the branch, or the detached HEAD, at another commit, and forget what was staged."""
-        branch, tip = self.position()
-        if branch is not None:
-            self._history.move_branch(branch, commit, expected=tip, reason=reason)
-        elif tip is not None:
-            self._history.move_detached_head(commit, expected=tip, reason=reason)
-        self._tip = commit
-        with self.overlay() as overlay:
-            overlay.clear()
+        with self._busy():
+            branch, tip = self.position()
+            if branch is not None:
+                self._history.move_branch(branch, commit, expected=tip, reason=reason)
+            elif tip is not None:
+                self._history.move_detached_head(commit, expected=tip, reason=reason)
+            self._tip = commit
+            self._drop()
+
+    # -- one at a time
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other thread stage or commit meanwhile; may be nested."""
+        if self._pid != os.getpid():
+            self._after_fork()
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        """As :meth:`alone`, not nested: a signal handler that runs in the middle of this must not begin another."""
+        with self.alone():
+            if self._is_busy:
+                raise ConflictError(
+                    "this repository object is in the middle of staging or committing",
+                    hint="in a signal handler, set a flag and save at the next step",
+                )
+            self._is_busy = True
+            try:
+                yield
+            finally:
+                self._is_busy = False
+
+    def _after_fork(self) -> None:
+        # The open pack is the parent's, and so is what was staged into it; a thread that held the lock is not here.
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._opened = None
+        if self._writer is not None:
             self._discard()
 
     # -- staging
@@ -130,7 +166,7 @@ class Line:
     @contextlib.contextmanager
     def overlay(self) -> Iterator[Overlay]:
         """What is staged, to be read and changed; nobody else changes it meanwhile. May be nested."""
-        with self._lock:
+        with self.alone():
             if self._opened is not None:
                 yield self._opened
                 return
@@ -141,10 +177,14 @@ class Line:
                 finally:
                     self._opened = None
 
+    def staged(self) -> dict[str, Manifest | None]:
+        """What the next commit changes, by part: read, without waiting for whoever is staging."""
+        return dict(self._staging.peek().parts)
+
     @contextlib.contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """What is staged inside is staged together, or not at all."""
-        with self._lock:
+        with self.alone():
             with self.overlay() as overlay:
                 base, parts = overlay.base, dict(overlay.parts)
             try:
@@ -159,19 +199,21 @@ class Line:
         from coral.objects import Fingerprints
 
         check_part_name(name)
-        with self.overlay() as overlay:
+        with self._busy():
             if self._writer is None:
                 self._writer = self._store().writer()
             manifest = build(self._writer, self._fingerprints.setdefault(name, Fingerprints()))
-            self._rebase_if_clean(overlay)
-            overlay.parts[name] = manifest
+            manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
             if self._durable:
-                self._seal(overlay)
+                self._seal()
+            with self.overlay() as overlay:
+                self._rebase_if_clean(overlay)
+                overlay.parts[name] = manifest
             return manifest
 
     def unstage(self, names: tuple[str, ...]) -> None:
         """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""
-        with self.overlay() as overlay:
+        with self._busy(), self.overlay() as overlay:
             for name in names:
                 if name not in overlay.parts:
                     raise PartNotFoundError(f"{name!r} is not staged", hint="'coral status' lists what is")
@@ -180,7 +222,7 @@ class Line:
 
     def stage_removal(self, names: tuple[str, ...]) -> None:
         """Have the next commit hold these parts no more."""
-        with self.overlay() as overlay:
+        with self._busy(), self.overlay() as overlay:
             self._rebase_if_clean(overlay)
             tip = self.position()[1]
             for name in names:
@@ -189,31 +231,38 @@ class Line:
                 else:
                     overlay.parts.pop(name, None)
 
+    def drop_staged(self) -> None:
+        """Forget what was staged."""
+        with self._busy():
+            self._drop()
+
+    def _drop(self) -> None:
+        with self.overlay() as overlay:
+            overlay.clear()
+        self._discard()
+
     def staged_or_tip(self, name: str) -> Manifest:
         """A part as the next commit would hold it. Raises PartNotFoundError."""
-        with self.overlay() as overlay:
-            if name in overlay.parts:
-                staged = overlay.parts[name]
-                if staged is not None:
-                    return staged
-            else:
-                tip = self.position()[1]
-                oid = self._history.part(tip, name) if tip else None
-                if oid is not None:
-                    return self._reader.load(oid)
+        staged = self.staged()
+        if name in staged:
+            found = staged[name]
+            if found is not None:
+                return found
+        else:
+            tip = self.position()[1]
+            oid = self._history.part(tip, name) if tip else None
+            if oid is not None:
+                return self._reader.load(oid)
         raise PartNotFoundError(f"{name!r} is neither staged nor in the branch's tip")
 
-    def check_can_leave(self, old: dict[str, Manifest], new: dict[str, Manifest], ref: str, *, force: bool) -> None:
+    def check_can_leave(self, old: Mapping[str, Manifest], new: Mapping[str, Manifest], ref: str) -> None:
         """Raise ConflictError when something is staged that a move from ``old`` to ``new`` would lose."""
-        with self.overlay() as overlay:
-            blocking = sorted(name for name in overlay.parts if old.get(name) != new.get(name))
-            if blocking and not force:
-                raise ConflictError(
-                    f"{', '.join(blocking)} is staged, and differs between here and {ref}",
-                    hint="commit it first, unstage it ('coral reset'), or use --force to drop it",
-                )
-            if force:
-                overlay.clear()
+        blocking = sorted(name for name in self.staged() if old.get(name) != new.get(name))
+        if blocking:
+            raise ConflictError(
+                f"{', '.join(blocking)} is staged, and differs between here and {ref}",
+                hint="commit it first, unstage it ('coral reset'), or use --force to drop it",
+            )
 
     # -- committing
 
@@ -224,10 +273,15 @@ class Line:
             NothingToCommitError: it changes nothing.
             ConflictError: another commit changed a staged part; landing again lays this one over it.
         """
-        with self._lock:
+        with self._busy():
             with self.overlay() as overlay:
                 self._rebase_if_clean(overlay)
-                self._seal(overlay)
+                try:
+                    self._seal()
+                except BaseException:
+                    # What was staged is not durable, so nothing may name it.
+                    overlay.clear()
+                    raise
                 landed = self._try_to_land(overlay, draft)
             # Raised out here, because the overlay is kept only when its context ends without an error.
             if isinstance(landed, ConflictError):
@@ -259,18 +313,12 @@ class Line:
             self.pin()
         overlay.base = self.position()[1]
 
-    def _seal(self, overlay: Overlay) -> None:
+    def _seal(self) -> None:
         """Make what was staged durable."""
         writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        try:
-            writer.seal()
-        except BaseException:
-            # What was staged is not durable, so nothing may name it.
-            writer.discard()
-            overlay.clear()
-            raise
+        if writer is not None:
+            with writer:
+                writer.seal()
 
     def _discard(self) -> None:
         if self._writer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -44,16 +45,26 @@ class Staging(Protocol):
     def open(self) -> AbstractContextManager[Overlay]:
         """A context in which to read and change the overlay; changes are kept when it ends without an error."""
 
+    def peek(self) -> Overlay:
+        """The overlay as it is now, to be read only; never waits."""
+
 
 class PrivateStaging:
     """An overlay of one :class:`Repository` object, in memory: training processes do not disturb each other."""
 
     def __init__(self) -> None:
         self._overlay = Overlay()
+        self._pid = os.getpid()
 
     @contextmanager
     def open(self) -> Iterator[Overlay]:
-        yield self._overlay
+        yield self.peek()
+
+    def peek(self) -> Overlay:
+        if self._pid != os.getpid():
+            # A forked child has none of the chunks that its parent staged.
+            self._overlay, self._pid = Overlay(), os.getpid()
+        return self._overlay
 
 
 class ShellStaging:
@@ -67,13 +78,13 @@ class ShellStaging:
     @contextmanager
     def open(self) -> Iterator[Overlay]:
         with file_lock(self._folder.root / "lock"):
-            overlay = self._load()
+            overlay = self.peek()
             before = (overlay.base, dict(overlay.parts))
             yield overlay
             if (overlay.base, overlay.parts) != before:
                 self._save(overlay)
 
-    def _load(self) -> Overlay:
+    def peek(self) -> Overlay:
         if not self._folder.exists(_INDEX):
             return Overlay()
         try:

@@ -7,6 +7,7 @@ A part is *materialised* when its file exists. Training commits straight from me
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import stat
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, NotFoundError, OverwriteError, StorageError, UsageError
 from coral.format.manifest import Manifest
@@ -62,6 +63,13 @@ class Plan:
     unchanged: tuple[str, ...] = ()
 
 
+class _Stamp(NamedTuple):
+    """What tells a file's state apart without reading it; unsettled when a further change might not show."""
+
+    fields: list[int]
+    settled: bool
+
+
 class WorkTree:
     """The project's files, compared with manifests.
 
@@ -92,18 +100,54 @@ class WorkTree:
         return any(self.folder.root.joinpath(*folders[:depth]).is_symlink() for depth in range(1, len(folders) + 1))
 
     def matches(self, name: str, manifest: Manifest) -> bool:
-        """Whether the file holds exactly the bytes that the manifest describes."""
-        path = self.folder.path(name)
-        if path.is_symlink() or not path.is_file():
+        """Whether the file holds the bytes that the manifest describes, as far as its stamp tells.
+
+        An untouched file is not hashed again. A write through a memory map may leave the stamp as it was, so nothing is
+        overwritten on the word of this: see :meth:`_holds`.
+        """
+        stamp = self._stamp(name)
+        if stamp is None:
             return False
-        stamp = _stamp(path)
         known = self._load_stamps().get(name)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == stamp.fields:
             return known[1] == _digest(manifest.to_bytes())
-        found = self.describe(path, opaque=manifest.container == "opaque")
-        if found is not None:
-            self._remember(name, stamp, found)
+        found = self.describe(self.folder.path(name), opaque=manifest.container == "opaque")
+        if found is not None and stamp.settled:
+            self._load_stamps()[name] = (stamp.fields, _digest(found.to_bytes()))
         return found == manifest
+
+    def _holds(self, name: str, manifests: Iterable[Manifest]) -> bool:
+        """Whether the file holds the bytes of one of the manifests; it is hashed, whatever its stamp says."""
+        if self._stamp(name) is None:
+            return False
+        path = self.folder.path(name)
+        seen: dict[bool, Manifest | None] = {}
+        for manifest in manifests:
+            opaque = manifest.container == "opaque"
+            if opaque not in seen:
+                seen[opaque] = self.describe(path, opaque=opaque)
+            if seen[opaque] == manifest:
+                return True
+        return False
+
+    def _stamp(self, name: str) -> _Stamp | None:
+        """The stamp of a regular file; None when there is none."""
+        try:
+            status = self.folder.path(name).lstat()
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        fields = [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
+        # A file changed within the clock's last tick could change again under the same stamp.
+        return _Stamp(fields, settled=time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS)
+
+    def agrees(self, name: str, manifest: Manifest) -> bool:
+        """As :meth:`matches`, but what a link in the file's place leads to counts, as it did when it was added."""
+        path = self.folder.path(name)
+        if not path.is_symlink():
+            return self.matches(name, manifest)
+        return path.is_file() and self.describe(path, opaque=manifest.container == "opaque") == manifest
 
     def describe(self, path: Path, *, opaque: bool = False) -> Manifest | None:
         """The manifest that a file would get, without storing it; None when it cannot be read as a container."""
@@ -131,7 +175,15 @@ class WorkTree:
 
     # -- moving from one commit to another
 
-    def plan(self, old: Mapping[str, Manifest], new: Mapping[str, Manifest], *, everything: bool, force: bool) -> Plan:
+    def plan(
+        self,
+        old: Mapping[str, Manifest],
+        new: Mapping[str, Manifest],
+        *,
+        everything: bool,
+        force: bool,
+        keep: bool = True,
+    ) -> Plan:
         """What to write and remove so that the files follow from one commit to another.
 
         Args:
@@ -139,6 +191,7 @@ class WorkTree:
             new: parts of the commit they shall stand at.
             everything: write every part that is no state, rather than those that have a file already.
             force: overwrite bytes that no commit holds.
+            keep: leave a local change alone that both commits agree about, unless ``everything`` is asked for.
 
         Raises:
             OverwriteError: a file in the way holds bytes that no commit holds.
@@ -147,11 +200,11 @@ class WorkTree:
         wanted = {name for name, part in new.items() if name in there or (everything and not is_state(part))}
         write, unchanged, lost = {}, [], []
         for name in sorted(wanted):
-            if name in there and self.matches(name, new[name]):
+            if name in there and self._holds(name, [new[name]]):
                 unchanged.append(name)
             elif name in there and not force and not self._is_safe(name, old.get(name)):
-                # git keeps a local change that both commits agree about; so do we, unless the file was asked for.
-                if not everything and old.get(name) == new[name]:
+                # As git's switch does, and its checkout of files and reset --hard do not.
+                if keep and not everything and old.get(name) == new[name]:
                     continue
                 lost.append(name)
             else:
@@ -164,7 +217,7 @@ class WorkTree:
     def plan_files(self, wanted: Mapping[str, Manifest], *, force: bool) -> Plan:
         """What to write so that these files hold these parts. Raises OverwriteError."""
         there = set(self.materialised(wanted))
-        unchanged = [name for name in sorted(there) if self.matches(name, wanted[name])]
+        unchanged = [name for name in sorted(there) if self._holds(name, [wanted[name]])]
         write = {name: part for name, part in wanted.items() if name not in unchanged}
         self._refuse([name for name in write if name in there and not force and not self._is_safe(name, None)])
         return Plan(write, (), tuple(unchanged))
@@ -191,12 +244,8 @@ class WorkTree:
 
     def _is_safe(self, name: str, expected: Manifest | None) -> bool:
         """Whether some commit holds the file's bytes."""
-        if expected is not None and self.matches(name, expected):
-            return True
-        path = self.folder.path(name)
-        if path.is_symlink() or not path.is_file():
-            return False
-        return any(self.matches(name, self._reader.load(oid)) for oid in self._versions(name))
+        versions = (self._reader.load(oid) for oid in self._versions(name))
+        return self._holds(name, versions if expected is None else itertools.chain([expected], versions))
 
     def _versions(self, name: str) -> Iterator[str]:
         """The manifests that this part ever had in a commit that a branch, a tag or HEAD reaches."""
@@ -210,6 +259,12 @@ class WorkTree:
                 seen.add(oid)
 
     def _refuse(self, lost: list[str]) -> None:
+        links = [name for name in lost if self.folder.path(name).is_symlink()]
+        if lost and links == lost:
+            raise OverwriteError(
+                f"{', '.join(links)}: a symbolic link is in the way",
+                hint="remove it, or use --force to put the file in its place; what it leads to stays as it is",
+            )
         if lost:
             raise OverwriteError(
                 f"no commit holds the present bytes of {', '.join(lost)}",
@@ -227,15 +282,6 @@ class WorkTree:
                 self._stamps = {}
         return self._stamps
 
-    def _remember(self, name: str, stamp: list[int], manifest: Manifest) -> None:
-        # A file changed within the clock's last tick could change again under the same stamp.
-        if time.time_ns() - max(stamp[1], stamp[3]) > _SETTLED_NS:
-            self._load_stamps()[name] = (stamp, _digest(manifest.to_bytes()))
-
-    def remember(self, name: str, manifest: Manifest) -> None:
-        """Note that the file was just seen to hold this part."""
-        self._remember(name, _stamp(self.folder.path(name)), manifest)
-
     def save_stamps(self) -> None:
         """Keep the stamps for the next process; a disk that refuses costs time there, and nothing else."""
         if self._stamps is not None:
@@ -248,13 +294,9 @@ class WorkTree:
             return (path.parent.resolve() / path.name).relative_to(self.folder.root).as_posix()
         except ValueError:
             raise UsageError(
-                f"{path} is outside of the project {self.folder.root}", hint="give it a name with name=, or copy it in"
+                f"{path} is outside of the project {self.folder.root}",
+                hint="give it a name with name= (--name), or copy it in",
             ) from None
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.lstat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns, stat.S_IFMT(status.st_mode)]
 
 
 def _digest(text: bytes) -> str:

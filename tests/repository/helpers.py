@@ -104,3 +104,9 @@ def git(folder: Path, *arguments: str) -> str:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_command(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command run in a folder, whatever becomes of it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
