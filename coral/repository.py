@@ -291,7 +291,7 @@ class Repository:
             self._check_free_tag(name)
         with self._line.alone():
             trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
-            for observer in self._observers:
+            for observer in list(self._observers):
                 trailers.update(observer.trailers(step=step, metrics=metrics))
             draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
             commit = self._line.land(draft)

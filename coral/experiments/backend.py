@@ -68,9 +68,6 @@ class RunSink(Protocol):
     def history(self) -> History:
         """The points recorded so far."""
 
-    def state(self) -> Experiment:
-        """The run as recorded so far."""
-
     def finish(self, event: Event) -> Experiment:
         """Record the end and close; returns the run as it is kept."""
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, repeat
+from operator import countOf
 from typing import Literal
 
 from coral.experiments.scalars import MAX_STEP, Json, tagged, untagged
@@ -51,6 +52,10 @@ class Series:
             self._times, self._gaps = list(accumulate(self._gaps)), []
         return self._times
 
+    def time(self, index: int) -> int:
+        """A point's time, by its number; that of the last point, which is asked for most, without the others'."""
+        return sum(self._gaps) if self._gaps and index == len(self._gaps) - 1 else self.times[index]
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -88,16 +93,21 @@ class Series:
         series, values, times = cls(), data.get("values"), data.get("times")
         if not isinstance(values, list) or not isinstance(times, list) or len(times) != len(values):
             raise ValueError("a series' columns are not equally long")
-        if set(map(type, values)) <= {float}:
+        if _are_all(float, values):
             series.values = values  # type: ignore[assignment]
         else:
             series.values = [untagged(value) for value in values]
-        if not set(map(type, times)) <= {int}:
+        if not _are_all(int, times):
             raise ValueError("a time is not a whole number")
         series._gaps = times  # type: ignore[assignment]
         series._runs = _checked_runs(data.get("steps"), len(values))
         series.metadata = _point_metadata(data.get("metadata", {}), len(values))
         return series
+
+
+def _are_all(kind: type, column: list[Json]) -> bool:
+    # Twice as fast as a set of the types, which hashes each.
+    return countOf(map(type, column), kind) == len(column)
 
 
 def _point_metadata(data: Json, count: int) -> dict[int, dict[str, Json]]:

@@ -3,6 +3,9 @@
 Handlers are chained, never replaced: whoever was there before is called as before, and a signal whose default is
 to kill the process still kills it, with that exit status. What cannot be caught (SIGKILL, power) is found out by
 others through the run's lock; see ``liveness``.
+
+``sys.exit(3)`` outside of a ``with`` block cannot be told from a script that ran to its end: SystemExit reaches no
+hook, and is gone, with its code, before ``atexit`` runs. Such a run is COMPLETED; in a ``with`` block it is FAILED.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol, overload
 
 from coral.errors import ExperimentNotFoundError, UsageError
-from coral.experiments.columns import History, Mode
+from coral.experiments.columns import History, Mode, Series
 from coral.experiments.scalars import Json
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
@@ -72,7 +72,8 @@ class LinkedCommit:
     Attributes:
         step: the step it was made for, when that was said.
         metrics: what was said about it when it was made.
-        after: how many of the run's points had been logged before it.
+        after: how many of the run's points had been logged before it. A live :class:`~coral.experiments.run.Run`
+            counts only those that came with its commits; ``tracker.get`` counts all.
     """
 
     commit_hash: str
@@ -154,10 +155,14 @@ class MetricHistory(Sequence[ExperimentMetric]):
 
     def __init__(self, history: History, name: str) -> None:
         self._history, self._name = history, name
-        series = history.series.get(name)
-        self.steps: Sequence[int | None] = series.steps if series else ()
-        self.values: Sequence[float] = series.values if series else ()
-        self.times: Sequence[int] = series.times if series else ()
+        self._series = history.series.get(name, Series())
+        self.steps: Sequence[int | None] = self._series.steps
+        self.values: Sequence[float] = self._series.values
+
+    @property
+    def times(self) -> Sequence[int]:
+        """Each point's time."""
+        return self._series.times
 
     def __len__(self) -> int:
         return len(self.values)
@@ -186,7 +191,7 @@ class MetricHistory(Sequence[ExperimentMetric]):
 def _point(history: History, name: str, index: int) -> ExperimentMetric:
     series = history.series[name]
     metadata = dict(series.metadata.get(index, {}))
-    return ExperimentMetric(name, series.values[index], series.steps[index], from_ms(series.times[index]), metadata)
+    return ExperimentMetric(name, series.values[index], series.steps[index], from_ms(series.time(index)), metadata)
 
 
 class ArtifactStore(Protocol):

@@ -6,7 +6,6 @@ stands in where locks fail (some network file systems), and the boot id tells a 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import socket
@@ -16,8 +15,9 @@ from coral.experiments.experiment import Owner
 from coral.experiments.record import Identity
 from coral.storage.locks import ProcessLock, is_held
 
-# Asking for a lock that this very process holds would drop it (POSIX), so the holder remembers.
-_held: dict[Path, tuple[int, ProcessLock]] = {}
+# Asking for a lock that this very process holds would drop it (POSIX), so the holder remembers: by the file's real
+# name, because a repository may be opened by two paths.
+_held: dict[str, tuple[int, ProcessLock]] = {}
 
 
 @functools.cache
@@ -48,18 +48,19 @@ def myself(owner: Owner) -> Identity:
 def hold(path: Path) -> None:
     """Say "this process lives" on a lock file until :func:`release`. Raises LockedError, StorageError."""
     if not holds(path):
-        _held[path] = os.getpid(), ProcessLock(path)
+        _held[os.path.realpath(path)] = os.getpid(), ProcessLock(path)
 
 
 def holds(path: Path) -> bool:
     """Whether this process holds the lock file; a forked child does not."""
-    return path in _held and _held[path][0] == os.getpid()
+    held = _held.get(os.path.realpath(path))
+    return held is not None and held[0] == os.getpid()
 
 
 def release(path: Path) -> None:
     """Drop the lock; harmless when it is not held by this process."""
     if holds(path):
-        _held.pop(path)[1].release()
+        _held.pop(os.path.realpath(path))[1].release()
 
 
 def is_alive(who: Identity, lock: Path) -> bool:
@@ -73,8 +74,11 @@ def is_alive(who: Identity, lock: Path) -> bool:
     same_boot = bool(who.boot) and who.boot == boot_id()
     if not same_boot and not same_host:
         return True
-    with contextlib.suppress(OSError):  # a read-only file system: the pid has to say it
+    try:
         if is_held(lock):
+            return True
+    except OSError:  # a file system without locks: the pid has to say it, which means nothing in another container
+        if not same_host:
             return True
     if not same_host or (who.boot and not same_boot):
         return False

@@ -42,7 +42,7 @@ from coral.experiments.fold import Fold
 from coral.experiments.index import ID, Index
 from coral.experiments.journal import Event, JournalReader, decode
 from coral.experiments.links import link_of
-from coral.experiments.record import Record, decode_history, encode, head
+from coral.experiments.record import SUMMARY, Record, decode_history, encode, head
 from coral.experiments.record import decode as decode_record
 from coral.experiments.scalars import Json
 from coral.experiments.sink import Sink
@@ -73,7 +73,7 @@ class _Journaled:
 
 
 class RunStart(NamedTuple):
-    """A live run: its id, and its file as it was at the start, for a disk that did not take even that."""
+    """A live run: its id, and its file as it is until the end; the disk may not have taken it, or lost it since."""
 
     run: str
     first: bytes
@@ -110,17 +110,13 @@ class LocalSink:
 
     def history(self) -> History:
         """The points recorded so far."""
-        return self._backend.live_state(self._start, self._sink.pending)[1]
-
-    def state(self) -> Experiment:
-        """The run as recorded so far."""
-        return self._backend.live_state(self._start, self._sink.pending)[0]
+        return self._backend.live_history(self._start, self._sink)
 
     def finish(self, event: Event) -> Experiment:
         """Record the end and fold the journal; what the disk refuses stays in the journal and in memory."""
         self.append(event, durable=True)
         self._sink.close()
-        return self._backend.finish(self._start, self._sink.pending)
+        return self._backend.finish(self._start, self._sink)
 
     def close(self) -> None:
         """Stop recording without ending the run. Raises StorageError when the disk refused some of it."""
@@ -154,7 +150,8 @@ class LocalBackend:
 
         def connect() -> AppendFile:
             if experiment.owner == "process":
-                liveness.hold(lock)
+                with contextlib.suppress(StorageError):  # a file system without locks: the pid stands in
+                    liveness.hold(lock)
             if not self._folder.exists(f"{run}.json"):
                 self._folder.write(f"{run}.json", first)
             return self._folder.append(f"{run}.jsonl")
@@ -171,34 +168,40 @@ class LocalBackend:
             raise ConflictError(f"run {run} has ended ({experiment.status})", hint="resume it as a child run")
         if experiment.owner != "shell":
             raise ConflictError(f"run {run} belongs to a living process", hint="log to it from that process")
-        sink = Sink(lambda: self._folder.append(f"{run}.jsonl"), f"run {experiment.name} ({run})")
-        return experiment, LocalSink(self, RunStart(run, b""), sink, shared=True)
+
+        def connect() -> AppendFile:
+            with self.open_for_append(run):
+                return self._folder.append(f"{run}.jsonl")
+
+        # Here too, because it may have ended since: a sink waits for what refuses, but an ended run never comes back.
+        with self.open_for_append(run):
+            start = RunStart(run, self._folder.read(f"{run}.json"))
+            sink = Sink(connect, f"run {experiment.name} ({run})")
+        return experiment, LocalSink(self, start, sink, shared=True)
 
     @contextlib.contextmanager
     def open_for_append(self, run: str) -> Iterator[None]:
         """Keep other processes from ending a run of the shell meanwhile. Raises ConflictError when it has ended."""
         with self._locked(shared=True):
             if not self._folder.exists(f"{run}.jsonl"):
-                raise ConflictError(f"run {run} has ended, so nothing more can be logged to it")
+                raise ConflictError(f"run {run} has ended, or its journal is gone: nothing more can be logged to it")
             yield
 
-    def live_state(self, start: RunStart, pending: list[bytes]) -> tuple[Experiment, History]:
-        """A live run as its journal and the lines that wait say it."""
-        if pending:
-            live = self._read_waiting(start, pending)
-            return live.record.experiment, live.history
-        with self._mutex:
-            followed = self._follow(start.run)
-            return followed.record.experiment, followed.history
+    def live_history(self, start: RunStart, sink: Sink) -> History:
+        """A live run's points as its journal and the lines that wait say it."""
+        if not sink.pending:
+            with self._mutex, contextlib.suppress(FileNotFoundError, CoralError):
+                return self._follow(start.run).history
+        return self._read_waiting(start, sink).history
 
-    def finish(self, start: RunStart, pending: list[bytes]) -> Experiment:
+    def finish(self, start: RunStart, sink: Sink) -> Experiment:
         """Fold a run that has ended into its JSON; never raises because of the disk."""
         try:
             with self._locked():
-                return self._fold(self._read_waiting(start, pending))
+                return self._fold(self._read_waiting(start, sink))
         except (CoralError, OSError) as error:
             warnings.warn(f"run {start.run} has ended but is not folded yet: {error}", RuntimeWarning, stacklevel=4)
-            return self._read_waiting(start, pending).record.experiment
+            return self._read_waiting(start, sink).record.experiment
 
     # -- reading
 
@@ -380,20 +383,15 @@ class LocalBackend:
         live.refresh()
         return live
 
-    def _read_waiting(self, start: RunStart, pending: list[bytes]) -> _Journaled:
-        """A live run of this process, from what the disk has of it and the lines that wait for the disk."""
+    def _read_waiting(self, start: RunStart, sink: Sink) -> _Journaled:
+        """A live run of this process, from what it has written and the lines that wait for the disk."""
         path = self._folder.path(f"{start.run}.json")
-        try:
-            record = self._read(start.run)
-        except ExperimentNotFoundError:
-            if not start.first:
-                raise
-            record = decode_record(head(start.first, path)[1] or {}, History, path)
-            record.experiment.artifact_store = self._artifacts
-        live = _Journaled(record, path.with_suffix(".jsonl"))
+        record = decode_record(head(start.first, path)[1] or {}, History, path)
+        record.experiment.artifact_store = self._artifacts
+        live = _Journaled(record, sink.journal or path.with_suffix(".jsonl"))
         with contextlib.suppress(FileNotFoundError):
             live.refresh()
-        live.fold.apply_all(decode(b"".join(pending))[0])
+        live.fold.apply_all(decode(b"".join(sink.pending))[0])
         return live
 
     def _follow(self, run: str) -> _Journaled:
@@ -492,7 +490,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Json], dict[str, Json] | None]:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         data = file.readline(_MAX_LINE_BYTES) + file.readline(_MAX_LINE_BYTES)
-        if not data.startswith(b'{"summary": '):
+        if not data.startswith(SUMMARY):
             data += file.read(_MAX_FILE_BYTES)
         return head(data, path)
 

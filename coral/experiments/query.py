@@ -78,14 +78,15 @@ def compare(runs: Sequence[Experiment], metrics: Sequence[str] | None) -> dict[s
         else:
             differing[name] = values
     return {
-        "experiments": [_facts(run) for run in runs],
+        "experiments": [facts(run) for run in runs],
         "metrics": {name: _metric(runs, name) for name in names},
         "params": differing,
         "params_same": same,
     }
 
 
-def _facts(run: Experiment) -> dict[str, object]:
+def facts(run: Experiment) -> dict[str, object]:
+    """The basic facts of a run, JSON-able."""
     return {
         "experiment_id": run.experiment_id,
         "name": run.name,

@@ -17,7 +17,8 @@ run folded twice is the same file, and git merges two people's runs without conf
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,6 +41,7 @@ from coral.experiments.links import Link, link_of
 from coral.experiments.scalars import Json, plain, shown, tagged, untagged
 
 FORMAT = 1
+SUMMARY = b'{"summary": '
 _DECODER = json.JSONDecoder()
 _MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
@@ -141,6 +143,11 @@ def _fields(record: Record, history: History) -> dict[str, Json]:
     links = best_links(run, history) or record.links
     return {
         **to_dict(run),
+        "artifacts": [
+            {"name": one.name, "kind": one.kind, "nbytes": one.nbytes, "ref": one.ref, "t": to_ms(one.timestamp)}
+            for one in run.artifacts
+        ],
+        "commits": [_commit_to_json(commit) for commit in run.commits],
         "identity": {"owner": who.owner, "pid": who.pid, "start": who.start, "boot": who.boot, "host": who.host},
         "parameter_history": [
             {"t": to_ms(one.timestamp), "params": plain(one.params)} for one in run.parameter_history
@@ -170,10 +177,19 @@ def to_dict(run: Experiment, *, history: bool = False) -> dict[str, Json]:
         "objective": dict(run.objective),
         "failure": run.failure,
         "artifacts": [
-            {"name": one.name, "kind": one.kind, "nbytes": one.nbytes, "ref": one.ref, "t": to_ms(one.timestamp)}
+            {"name": one.name, "kind": one.kind, "nbytes": one.nbytes, "ref": one.ref, "timestamp": _iso(one.timestamp)}
             for one in run.artifacts
         ],
-        "commits": [_commit_to_json(commit) for commit in run.commits],
+        "commits": [
+            {
+                "commit_hash": one.commit_hash,
+                "step": one.step,
+                "metrics": {name: tagged(value) for name, value in one.metrics.items()},
+                "timestamp": _iso(one.timestamp),
+                "after": one.after,
+            }
+            for one in run.commits
+        ],
         "start_commit": run.start_commit,
         "code": run.code,
         "environment": dict(run.environment),
@@ -223,19 +239,48 @@ def head(data: bytes, path: object) -> tuple[dict[str, Json], dict[str, Json] | 
     try:
         first, _, rest = data.partition(b"\n")
         second, end, _ = rest.partition(b"\n")
-        if first.startswith(b'{"summary": ') and first.endswith(b","):
-            summary_data = _DECODER.decode(first[len(b'{"summary": ') : -1].decode())
+        if first.startswith(SUMMARY) and first.endswith(b","):
+            summary_data = _DECODER.decode(first[len(SUMMARY) : -1].decode())
             has_fields = end and second.startswith(b'"experiment": ') and second.endswith(b",")
             fields = json.loads(second[len(b'"experiment": ') : -1]) if has_fields else None
         else:
             whole = json.loads(data)
             summary_data, fields = whole["summary"], whole["experiment"]
-        version = summary_data["format"]
-        if type(version) is int and version > FORMAT:
-            raise VersionError(f"{path} has format {version}; this coral reads up to {FORMAT}", hint="upgrade coral")
+        _check_version(summary_data, path)
         return summary_data, fields
     except _MALFORMED as error:
         raise CorruptionError(f"{path} is not the file of a run: {error}") from error
+
+
+def summaries(heads: Sequence[bytes]) -> list[dict[str, Json]]:
+    """The summaries of many files, from their first lines, parsed at once.
+
+    Raises:
+        CorruptionError: not all of them are the line that :func:`encode` writes; :func:`head` tells which.
+        VersionError: one was written by a newer coral.
+    """
+    # Between the lines stands what nobody can have written into them: found between the values, it proves that each
+    # line is one value, and no two lines pass for two only together.
+    mark = secrets.token_hex(16)
+    if not all(line.startswith(SUMMARY) and line.endswith(b",\n") for line in heads):
+        raise CorruptionError("not all of these are files of runs")
+    try:
+        lines = f',"{mark}",'.encode().join([line[len(SUMMARY) : -2] for line in heads])
+        parsed = _DECODER.decode(f"[{lines.decode()}]")
+        found: list[dict[str, Json]] = parsed[::2]
+        if len(found) != len(heads) or parsed[1::2] != [mark] * (len(heads) - 1):
+            raise CorruptionError("not all of these are files of runs")
+        for one in found:
+            _check_version(one, "a run's file")
+    except _MALFORMED as error:
+        raise CorruptionError(f"not all of these are files of runs: {error}") from error
+    return found
+
+
+def _check_version(summary_data: dict[str, Json], path: object) -> None:
+    version = summary_data["format"]
+    if type(version) is int and version > FORMAT:
+        raise VersionError(f"{path} has format {version}; this coral reads up to {FORMAT}", hint="upgrade coral")
 
 
 def decode(fields: dict[str, Json], load: Callable[[], History], path: object) -> Record:

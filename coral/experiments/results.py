@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from coral.errors import UsageError
 from coral.experiments.experiment import Experiment
+from coral.experiments.query import facts
 from coral.experiments.scalars import Json, flatten
 
 if TYPE_CHECKING:
@@ -52,18 +53,7 @@ class Results(list[T]):
 
 
 def _row_of_run(run: Experiment) -> dict[str, object]:
-    row: dict[str, object] = {
-        "experiment_id": run.experiment_id,
-        "name": run.name,
-        "status": str(run.status),
-        "created_at": run.created_at,
-        "duration": run.duration,
-        "branch": run.branch,
-        "commit_hash": run.commit_hash,
-        "group": run.group,
-        "tags": list(run.tags),
-        "parent_experiment": run.parent_experiment,
-    }
+    row = {**facts(run), "created_at": run.created_at}
     row.update(_prefixed("params", run.params))
     history = run.history
     row.update({f"metrics.{name}": series.values[-1] for name, series in sorted(history.series.items())})

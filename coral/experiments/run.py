@@ -47,6 +47,7 @@ class Run(Experiment):
         self._changing = threading.RLock()
         self._at_end: list[Callable[[], None]] = []
         self._fold = Fold(self, History())
+        self._warned = False
         self.metrics = Metrics(sink.history)
         repo.add_commit_observer(self)
 
@@ -289,25 +290,33 @@ class Run(Experiment):
         return {"Coral-Run": self.experiment_id}
 
     def committed(self, commit: Commit) -> None:
-        """Record a commit that the branch points at now."""
-        if self._sink is not None:
+        """Record a commit that the branch points at now. It has landed, so nothing here may raise."""
+        if self._sink is None:
+            return
+        try:
             self._link(commit)
+        except (CoralError, OSError) as error:
+            self._warn_unlinked(error)
+
+    def _warn_unlinked(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            text = f"run {self.experiment_id} does not list its commits for now ({error}); they name the run themselves"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _link(self, commit: Commit) -> None:
         metrics: dict[str, Json] = {name: tagged(float(value)) for name, value in commit.metrics.items()}
         event: Event = {"e": "c", "hash": commit.commit_hash, "step": commit.step, "metrics": metrics}
-        sink = self._open()
-        sink.append(event, durable=True)
-        state = sink.state()
-        self.commits, self.commit_hash = list(state.commits), state.commit_hash
+        self._record(event, durable=True)
 
     # -- inside
 
     def _set(self, name: str, value: Json) -> None:
         self._record({"e": "set", "v": {name: value}})
 
-    def _record(self, event: Event) -> None:
-        self._open().append(event)
+    def _record(self, event: Event, *, durable: bool = False) -> None:
+        # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).
+        self._open().append(event, durable=durable)
         with self._changing:
             self._fold.apply({"t": to_ms(now()), **event})
 

@@ -64,7 +64,10 @@ def untagged(value: object) -> float:
         except KeyError:
             raise ValueError(f"{value!r} is not a number") from None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(str(error)) from None
     raise ValueError(f"{value!r} is not a number")
 
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import ConflictError, CoralError, UsageError
@@ -70,6 +71,15 @@ class Sink:
         """The lines that wait."""
         with self._lock:
             return [data for _, data in self._pending]
+
+    @property
+    def journal(self) -> Path | None:
+        """Where what was written can be read, even when the journal has lost its name; None before it was opened."""
+        if self._file is None:
+            return None
+        # The kernel keeps a file for as long as it is open, and Linux tells where.
+        kept = Path(f"/proc/self/fd/{self._file.fileno()}")
+        return kept if kept.exists() else self._file.path
 
     def point(self, name: str, value: float, step: int | None) -> None:
         """Record one metric at the current time."""

@@ -77,7 +77,8 @@ class ExperimentTracker:
         notes: str | None = None,
         owner: Owner = "process",
     ) -> Run:
-        """Start a run.
+        """Start a run. It ends with ``end``, or with the process; ``sys.exit(1)`` leaves it COMPLETED, which a ``with``
+        block around the training would not.
 
         Args:
             params: may be nested; queries name the inner ones by dotted path.
@@ -96,20 +97,7 @@ class ExperimentTracker:
         run.objective = checked_objective(as_objective(objective or {}))
         return self._begin(run, None)
 
-    def run(
-        self,
-        name: str,
-        description: str | None = None,
-        params: Mapping[str, object] | None = None,
-        tags: Iterable[str] | None = None,
-        *,
-        group: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        objective: Mapping[str, Mode] | None = None,
-        notes: str | None = None,
-    ) -> Run:
-        """As :meth:`start`, for ``with``: the run ends with the block, truthfully."""
-        return self.start(name, description, params, tags, group=group, labels=labels, objective=objective, notes=notes)
+    run = start  # reads better in ``with tracker.run("name") as run:``
 
     def resume(
         self,

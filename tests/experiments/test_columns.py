@@ -89,6 +89,14 @@ def test_nan_and_infinities_are_kept_and_never_best() -> None:
     assert hopeless.best("min") is None
 
 
+def test_the_last_time_is_known_before_the_others() -> None:
+    """What ``time`` says of each point is what ``times`` says, asked in any order."""
+    for order in ([0, 1, 2], [2, 1, 0], [1, 2, 0]):
+        series = Series.from_json({"values": [1.0, 2.0, 3.0], "times": [100, 0, 7], "steps": [[0, 3, 1]]})
+        assert {index: series.time(index) for index in order} == {0: 100, 1: 100, 2: 107}
+        assert series.times == [100, 100, 107]
+
+
 FORGED: list[Json] = [
     None,
     [],
@@ -101,6 +109,8 @@ FORGED: list[Json] = [
     {"values": [1.0], "times": [1], "steps": [[10**30, 1, 0]]},
     {"values": [1.0], "times": [1], "steps": []},
     {"values": ["loud"], "times": [1], "steps": [[0, 1, 0]]},
+    {"values": [10**400], "times": [1], "steps": [[0, 1, 0]]},
+    {"values": [1.0], "times": [True], "steps": [[0, 1, 0]]},
     {"values": [True], "times": [1], "steps": [[0, 1, 0]]},
     {"values": [1.0], "times": [1], "steps": [[0, 1, 0]], "metadata": {"7": {}}},
 ]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import socket
 import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from coral.errors import StorageError
-from coral.experiments import ExperimentTracker
+from coral.errors import ConflictError, StorageError
+from coral.experiments import Experiment, ExperimentTracker, liveness
 from coral.experiments import sink as sink_module
 from coral.experiments.journal import decode
+from coral.experiments.local import LocalBackend
+from coral.experiments.record import Identity, encode
 from coral.experiments.sink import Sink
 from coral.repository import Repository
 from coral.storage.folder import AppendFile
@@ -184,3 +190,150 @@ def test_a_read_only_folder_still_answers(repo: Repository, tracker: ExperimentT
             assert str(run.end().status) == "completed"
     finally:
         subprocess.run(["umount", str(repo.path)], check=False)
+
+
+def commit(repo: Repository, value: float, step: int | None = None) -> str:
+    """Commit a weight; returns the hash."""
+    repo.stage_weights({"w": np.full(4, value, dtype=np.float32)})
+    return repo.commit("c", step=step).commit_hash
+
+
+def test_a_journal_that_lost_its_name_costs_nothing(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Commits land and are linked, points can be read, and the run ends whole: its process still has the file."""
+    run = tracker.start("a", tags=["x"])
+    run.log("loss", 0.5, step=1)
+    (repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = commit(repo, 1.0, step=1)
+        run.log("loss", 0.25, step=2)
+        assert [one.commit_hash for one in run.commits] == [made] == [run.commit_hash]
+        assert [point.value for point in run.metrics] == [0.5, 0.25]
+        run.add_tags(["y"])
+        assert str(run.end().status) == "completed"
+    (found,) = ExperimentTracker(Repository(repo.path)).list()
+    assert str(found.status) == "completed" and found.tags == ["x", "y"]
+    assert [point.value for point in found.metrics] == [0.5, 0.25]
+    assert [(one.commit_hash, one.after) for one in found.commits] == [(made, 1)]
+    assert os.listdir(repo.coral_dir / "experiments") == [f"{run.experiment_id}.json"]
+
+
+def test_a_run_taken_for_dead_ends_as_its_own_process_says(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Where another machine folded it as lost, its own end is what counts; nothing is lost, nothing is there twice."""
+    run = tracker.start("a")
+    run.log("loss", 0.5, step=1)
+    made = commit(repo, 1.0, step=1)
+    backend = LocalBackend(repo.storage)
+    live = backend._read_live(run.experiment_id)
+    backend._lose(live)
+    repo.storage.sub("experiments").write(f"{run.experiment_id}.json", encode(live.record, live.history))
+    (repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl").unlink()
+    assert str(ExperimentTracker(Repository(repo.path)).get(run.experiment_id).status) == "failed"
+    run.log("loss", 0.25, step=2)
+    run.end()
+    found = ExperimentTracker(Repository(repo.path)).get(run.experiment_id)
+    assert str(found.status) == "completed" and found.failure is None
+    assert [point.value for point in found.metrics] == [0.5, 0.25]
+    assert [one.commit_hash for one in found.commits] == [made]
+
+
+def test_a_commit_stands_when_its_run_cannot_take_it(repo: Repository, tracker: ExperimentTracker) -> None:
+    """The run was ended elsewhere meanwhile: the commits land, and one warning says that the run does not list them."""
+    run = tracker.start("a", owner="shell")
+    other = ExperimentTracker(Repository(repo.path))
+    other.attach(run.experiment_id).end()
+    with pytest.warns(RuntimeWarning, match="does not list its commits") as caught:
+        made = [commit(repo, value) for value in (1.0, 2.0)]
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert [one.commit_hash for one in repo.log()] == made[::-1] and run.commits == []
+    run.close()
+    assert other.get(run.experiment_id).commits == []
+
+
+def test_an_ended_run_is_not_brought_back_by_attaching(repo: Repository, tracker: ExperimentTracker) -> None:
+    """One that ends between the look at it and the opening of its journal is refused, and no new journal is made."""
+    started = tracker.start("a", owner="shell")
+    started.log("loss", 1.0, step=0)
+    started.close()
+
+    class Slow(LocalBackend):
+        def load(self, experiment_id: str) -> Experiment:
+            found = super().load(experiment_id)
+            ExperimentTracker(Repository(repo.path)).attach(experiment_id).end()
+            return found
+
+    slow = ExperimentTracker(repo, backend=Slow(repo.storage))
+    with pytest.raises(ConflictError, match="has ended"):
+        slow.attach(started.experiment_id)
+    assert slow.active is None
+    assert os.listdir(repo.coral_dir / "experiments") == [f"{started.experiment_id}.json"]
+
+
+NO_LOCKS = """
+import errno, fcntl
+def refuse(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+fcntl.lockf = refuse
+"""
+
+
+def test_the_pid_stands_in_where_locks_fail(
+    repo: Repository, tracker: ExperimentTracker, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a file system without record locks a run is written from the start, and others see whether it lives."""
+    process = spawn(
+        NO_LOCKS
+        + """
+run = tracker.start("a")
+run.log("loss", 0.5, step=1)
+print(run.degraded, run.experiment_id, tracker.get(run.experiment_id).status, flush=True)
+time.sleep(60)
+"""
+    )
+    assert process.stdout is not None
+    degraded, run_id, seen = process.stdout.readline().split()
+    assert (degraded, seen) == ("False", "running")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert str(tracker.get(run_id).status) == "running" and len(tracker.get(run_id).metrics) == 1
+    process.kill()
+    process.wait()
+    assert (tracker.get(run_id).failure or {})["kind"] == "lost"
+
+
+def test_another_containers_run_is_taken_to_live_where_locks_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pid means nothing here; where locks work, they say it."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    who = Identity("process", 2**22 + 1, "1", liveness.boot_id(), socket.gethostname() + "-other")
+    if not who.boot:
+        pytest.skip("the system has no boot id")
+    assert not liveness.is_alive(who, lock)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    assert liveness.is_alive(who, lock)
+
+
+def test_a_repository_opened_by_two_paths_keeps_its_locks(
+    tmp_path: Path, repo: Repository, tracker: ExperimentTracker, spawn: Spawn
+) -> None:
+    """Asking by another path does not drop the lock that says that the run lives."""
+    run = tracker.start("a")
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    (twin / ".coral").symlink_to(repo.coral_dir)
+    (seen,) = ExperimentTracker(Repository(twin)).list()
+    assert str(seen.status) == "running"
+    process = spawn(
+        "from pathlib import Path; from coral.storage.locks import is_held; print(is_held(Path(sys.argv[2])))",
+        str(repo.coral_dir / "locks" / "runs" / run.experiment_id),
+    )
+    assert process.communicate(timeout=30)[0] == "True\n"

@@ -31,6 +31,9 @@ def only(tracker: ExperimentTracker) -> Experiment:
         ("", 0, "completed", None),
         ("run.end()", 0, "completed", None),
         ("sys.exit(0)", 0, "completed", None),
+        ("sys.exit(3)", 3, "completed", None),  # a known limit; see endings
+        ("with run: sys.exit(3)", 3, "failed", "exception"),
+        ("with run: sys.exit(0)", 0, "completed", None),
         ("1 / 0", 1, "failed", "exception"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "cancelled", "interrupt"),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", -signal.SIGINT, "cancelled", "interrupt"),

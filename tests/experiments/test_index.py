@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from coral.errors import CoralError
 from coral.experiments import Experiment, ExperimentTracker
 from coral.experiments.backend import Query
 from coral.experiments.index import CACHE_KEY, Index
+from coral.experiments.record import summaries
 from coral.repository import Repository
 
 SUMMARY = (
@@ -141,7 +143,12 @@ def test_replaced_rows_do_not_pile_up(repo: Repository, tracker: ExperimentTrack
         b'{"summary": {"format": 99, "id": "aaaaaaaaaaaa"},\n"experiment": {},\n',
         SUMMARY.replace(b'"created":1', b'"created":1' + b"0" * 30),
         SUMMARY.replace(b'"metrics":{}', b'"metrics":{"loss":[1,"x","y","z",0.5,"w",1]}'),
+        SUMMARY.replace(b'"metrics":{}', b'"metrics":{"loss":[1,1,1,1' + b"0" * 400 + b',1,1,1]}'),
+        SUMMARY.replace(b'"metrics":{}', b'"metrics":{"loss":[1,1,1,1.0,true,1.0,1]}'),
+        SUMMARY.replace(b'"metrics":{}', b'"metrics":[]'),
+        SUMMARY.replace(b'"objective":{}', b'"objective":["loss"]'),
         SUMMARY.replace(b'"tags":[]', b'"tags":null'),
+        SUMMARY.replace(b'"name":"x"', b'"name":"\xed\xa0\x80"'),
     ],
 )  # fmt: skip
 def test_hostile_files_are_left_out_with_a_warning(
@@ -157,6 +164,46 @@ def test_hostile_files_are_left_out_with_a_warning(
     assert fresh.get_summary()["total_experiments"] == 1
     with pytest.raises(Exception, match="aaaaaaaaaaaa"):
         fresh.get("aaaaaaaaaaaa")
+
+
+def test_hostile_files_among_many_are_the_only_ones_left_out(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Files are read many at a time: a bad one costs none of its neighbours, and a long one is read whole."""
+    finished(tracker, "a", 2.0)
+    folder, bad = repo.coral_dir / "experiments", set(range(0, 300, 41))
+    for number in range(300):
+        name = b"x" * 9000 if number == 7 else b"n%d" % number
+        loss = b'"metrics":{"loss":[1,%d.5,null,%d.5,null,%d.5,3]}' % (number, number, number)
+        text = SUMMARY.replace(b"aaaaaaaaaaaa", b"%012x" % number).replace(b'"metrics":{}', loss)
+        text = text.replace(b'"name":"x"', b'"name":"%b"' % name)
+        (folder / f"{number:012x}.json").write_bytes(text.replace(b"3]", b"3.5]") if number in bad else text)
+    index = Index(repo.storage)
+    with pytest.warns(RuntimeWarning) as warned:
+        index.refresh()
+    assert len([one for one in warned if "left out" in str(one.message)]) == len(bad)
+    found = index.best("loss", "min", Query(), None)
+    assert [(value, run) for value, _, run, _ in found if value != 2.0] == [
+        (number + 0.5, f"{number:012x}") for number in range(300) if number not in bad
+    ]
+    assert {step for value, _, _, step in found if value != 2.0} == {None}
+    assert {step for _, _, _, step in index.best("loss", "max", Query(), None)} == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b'{"format":1},{"format":1,"x":[1', b"2]}"),
+        (b'{"format":1},{"format":1,"x":"', b'"}'),
+        (b'{"format":1},{"format":1}', b""),
+        (b'{"format":1},"mark",{"format":1,"x":[1', b"2]}"),
+        (b'{"format":1}', b'{"format":99}'),
+    ],
+)
+def test_two_lines_do_not_pass_for_values_together(first: bytes, second: bytes) -> None:
+    """What is parsed at once is refused at once, unless each line is one value by itself."""
+    with pytest.raises(CoralError):
+        summaries([b'{"summary": ' + line + b",\n" for line in (first, second)])
+    sound = [b'{"summary": {"format":1,"n":%d},\n' % number for number in range(3)]
+    assert [one["n"] for one in summaries(sound)] == [0, 1, 2] and len(summaries(sound[:1])) == 1
 
 
 def test_an_experiment_file_cut_at_any_byte(repo: Repository, tracker: ExperimentTracker) -> None:

@@ -8,7 +8,11 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from coral.experiments import ExperimentTracker
+from coral.experiments.local import LocalBackend
+from coral.repository import Repository
 
 
 def test_eight_threads_log_to_one_run(tracker: ExperimentTracker) -> None:
@@ -33,6 +37,50 @@ def test_eight_threads_log_to_one_run(tracker: ExperimentTracker) -> None:
         assert list(history.steps) == list(range(2000)) and list(history.values) == [step / 7 for step in range(2000)]
     assert Counter(ended.get_metric_history("shared").values) == Counter({float(number): 4 for number in range(8)})
     assert len(ended.params) == 8 and len(ended.parameter_history) == 32
+
+
+def test_a_commit_waits_for_no_query(repo: Repository) -> None:
+    """A commit holds the repository's lock while its runs are told, so being told takes no lock of the queries."""
+    backend = LocalBackend(repo.storage)
+    run = ExperimentTracker(repo, backend=backend).start("a")
+    repo.stage_weights({"w": np.zeros(4)})
+    committing = threading.Thread(target=lambda: repo.commit("c"), daemon=True)
+    with backend._mutex:
+        committing.start()
+        committing.join(timeout=20)
+        assert not committing.is_alive()
+    assert len(run.commits) == 1
+    run.end()
+
+
+def test_two_runs_of_one_repository_in_threads(repo: Repository) -> None:
+    """Logging, committing and asking in several threads at once come to an end; each run has every commit."""
+    trackers = [ExperimentTracker(repo), ExperimentTracker(repo)]
+    runs = [tracker.start(f"run {number}") for number, tracker in enumerate(trackers)]
+
+    def train(number: int) -> None:
+        for step in range(8):
+            runs[number].log("loss", 1 / (step + 1), step=step)
+            repo.save({"w": np.full(4, step)}, step=step, metrics={"loss": 1 / (step + 1)})
+
+    def ask(number: int) -> None:
+        for _ in range(8):
+            trackers[number].list()
+            trackers[number].find_best("loss", "min")
+            asked.append(len(runs[number].metrics))
+
+    asked: list[int] = []
+    jobs = [threading.Thread(target=job, args=(number,), daemon=True) for job in (train, ask) for number in (0, 1)]
+    for one in jobs:
+        one.start()
+    for one in jobs:
+        one.join(timeout=60)
+    assert not any(one.is_alive() for one in jobs)
+    made = {commit.commit_hash for commit in repo.log()}
+    assert len(made) == len(asked) == 16
+    for run in runs:
+        run.end()
+        assert {commit.commit_hash for commit in run.commits} == made
 
 
 def test_importing_is_light() -> None:

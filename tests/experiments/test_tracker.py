@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime
 from pathlib import Path
@@ -66,6 +67,23 @@ def test_an_experiment_can_be_made_by_hand() -> None:
     best = exp.get_best_metric("loss", mode="min")
     assert best is not None and best.step == 2
     assert exp.metric_names == ["loss"]
+
+
+def test_a_run_as_json(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Commits, artifacts and points are named as their attributes are, and every time is ISO 8601."""
+    run = tracker.start("a")
+    tracker.log("loss", 0.5, step=1)
+    tracker.log_text("x", "notes.txt")
+    made = commit(repo, 1, step=1, metrics={"acc": math.inf})
+    tracker.end()
+    for one in (run, tracker.get(run.experiment_id)):
+        data = json.loads(json.dumps(one.to_dict(history=True), allow_nan=False))
+        (linked,), (kept,) = data["commits"], data["artifacts"]
+        assert (linked["commit_hash"], linked["step"], linked["metrics"]) == (made.commit_hash, 1, {"acc": "Infinity"})
+        assert kept["name"] == "notes.txt"
+        times = [linked["timestamp"], kept["timestamp"], data["metrics"][0]["timestamp"], data["created_at"]]
+        assert all(datetime.fromisoformat(time).tzinfo is not None for time in times)
+        assert datetime.fromisoformat(linked["timestamp"]) == one.commits[0].timestamp
 
 
 def test_one_active_run_a_tracker(tracker: ExperimentTracker) -> None:
