@@ -527,7 +527,7 @@ class Repository:
 
     def delete_branch(self, name: str, *, force: bool = False) -> None:
         """Delete a branch. Raises ConflictError when its commits are on no other branch or tag, unless ``force``."""
-        tip = self.history.branches().get(name)
+        tip = self.history.branch_tip(name)
         if tip is not None and not force:
             others = [*(other for key, other in self.branches().items() if key != name), *self.tags().values()]
             if not any(self.history.is_ancestor(tip, other) for other in others):
@@ -670,7 +670,7 @@ class Repository:
 
     def _check_free_tag(self, name: str) -> None:
         check_ref_name(name, "tag")
-        for taken in self.history.tags():
+        for taken in self.history.tag_names():
             if taken == name or taken.startswith(f"{name}/") or name.startswith(f"{taken}/"):
                 raise AlreadyExistsError(f"the tag {taken!r} exists already", hint="choose a name that is free")
 

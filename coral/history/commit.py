@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,13 @@ from coral.history import message as messages
 RUN, STEP, METRICS, METADATA = "Coral-Run", "Coral-Step", "Coral-Metrics", "Coral-Metadata"
 CODE_COMMIT, CODE_BRANCH, CODE_DIRTY = "Coral-Code-Commit", "Coral-Code-Branch", "Coral-Code-Dirty"
 
+MAX_STEP = 2**63 - 1
+"""The largest step, either way from zero: what a column of a table holds."""
+
 _HASH = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _IDENT = re.compile(r"(?P<who>.*?) (?P<when>-?\d{1,18}) (?P<sign>[+-])(?P<hours>\d\d)(?P<minutes>\d\d)", re.ASCII)
+# JSON has no such numbers, so that a commit holds their names.
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NAME_AND_EMAIL = re.compile(r"(.*?)<([^<>]*)>\s*", re.DOTALL)
 # As git's ident.c: these may not begin or end a name.
 _CRUD = "".join(map(chr, range(33))) + ".,:;<>\"\\'"
@@ -61,12 +67,14 @@ class Commit:
     def step(self) -> int | None:
         """The training step that the weights are of."""
         text = self.trailers.get(STEP, "")
-        return int(text) if re.fullmatch(r"-?\d{1,18}", text, re.ASCII) else None
+        step = int(text) if re.fullmatch(r"-?\d{1,19}", text, re.ASCII) else None
+        return step if step is not None and abs(step) <= MAX_STEP else None
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics given with the commit; empty when none were."""
-        return {key: value for key, value in self._json(METRICS).items() if isinstance(value, int | float)}
+        numbers = ((key, _number(value)) for key, value in self._json(METRICS).items())
+        return {key: number for key, number in numbers if number is not None}
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -94,6 +102,15 @@ class Commit:
         except (ValueError, RecursionError):  # a trailer written by hand
             return {}
         return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value)
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:  # written by hand
+        return None
 
 
 class CommitObject(NamedTuple):

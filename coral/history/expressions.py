@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from coral.errors import ConflictError, CorruptionError, InvalidNameError, RefNotFoundError
+from coral.errors import ConflictError, InvalidNameError, RefNotFoundError
 from coral.format.names import check_ref_name
 from coral.history.commit import CommitObject, is_hash
 from coral.history.libgit import Handle
@@ -59,7 +59,7 @@ class Expressions:
             oid = data[len(b"object ") :][:40].decode("latin-1")
             if not is_hash(oid):
                 break
-        raise CorruptionError(f"the tag that {expression!r} names is malformed", hint="run coral fsck")
+        raise RefNotFoundError(f"{expression!r} names a malformed tag, not a commit", hint="run coral fsck")
 
     # -- the name itself
 

@@ -6,6 +6,7 @@ kill at any moment leaves every ref at a whole commit.
 
 from __future__ import annotations
 
+import contextlib
 import time as clock
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -25,7 +26,7 @@ from coral.history.consolidate import consolidate
 from coral.history.expressions import Expressions
 from coral.history.libgit import Handle, RefTarget
 from coral.history.refs import TAGS, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
-from coral.history.walk import merge_base, newest_first
+from coral.history.walk import latest_first, merge_base, newest_first
 from coral.storage.folder import Folder
 
 MAX_BLOB_BYTES = 512 * 2**20
@@ -92,13 +93,37 @@ class History:
         return data
 
     def parts(self, commit: str | None) -> dict[str, str]:
-        """Every path of a commit and its blob, sorted by path; none for None."""
+        """Every path of a commit and its blob, sorted by path; none for None.
+
+        Raises:
+            CorruptionError: a path that no part may have (``.git/config``): writing a file there would run code.
+        """
         return trees.walk(self._handle, self._object(commit).tree) if commit is not None else {}
 
     def part(self, commit: str, path: str) -> str | None:
-        """The blob at a path of a commit, or None."""
-        entry = trees.find(self._handle, self._object(commit).tree, path)
-        return entry.oid if entry is not None and not entry.is_folder else None
+        """The blob at a path of a commit, or None. Raises CorruptionError as :meth:`parts`."""
+        return trees.Finder(self._handle, path).blob(self._object(commit).tree)
+
+    def versions(self, path: str) -> Iterator[str]:
+        """The blobs that a path had in any commit that a branch, a tag or HEAD leads to, each once.
+
+        Lazily, the latest first: the whole history is read only by who asks for all of them.
+        """
+        finder, given = trees.Finder(self._handle, path), set()
+        for commit in latest_first(self._tips(), self._object):
+            oid = finder.blob(commit.tree)
+            if oid is not None and oid not in given:
+                given.add(oid)
+                yield oid
+
+    def _tips(self) -> dict[str, CommitObject]:
+        """Where the history begins; what somebody made a branch of, and is no commit, is not part of it."""
+        tips = {}
+        for oid in (*self.branches().values(), *self.tags().values(), self.head().commit):
+            if oid is not None and oid not in tips:
+                with contextlib.suppress(RefNotFoundError):
+                    tips[oid] = self._object(oid)
+        return tips
 
     def write_commit(
         self,
@@ -162,9 +187,21 @@ class History:
         """Every branch and its commit, sorted by name."""
         return self._refs.branches()
 
+    def branch_tip(self, name: str) -> str | None:
+        """The commit of one branch, or None; many branches cost it nothing. Raises InvalidNameError."""
+        return self._refs.oid(branch_ref(name))
+
     def tags(self) -> dict[str, str]:
-        """Every tag and the commit that it leads to, sorted by name."""
-        return {name: self._expressions.peel(oid, name) for name, oid in self._handle.refs(TAGS).items()}
+        """Every tag that leads to a commit, and that commit, sorted by name."""
+        found = {}
+        for name, oid in self._handle.refs(TAGS).items():
+            with contextlib.suppress(RefNotFoundError):  # git allows a tag on any object
+                found[name] = self._expressions.peel(oid, name)
+        return found
+
+    def tag_names(self) -> list[str]:
+        """Every tag, whatever it leads to, sorted: the names that are taken."""
+        return list(self._handle.refs(TAGS))
 
     def create_branch(self, name: str, commit: str, *, force: bool = False, reason: str | None = None) -> None:
         """Make a branch. Raises AlreadyExistsError unless forced, InvalidNameError."""
@@ -273,27 +310,22 @@ class History:
 
     def _log(self, start: str, max_count: int | None, path: str | None) -> Iterator[Commit]:
         left = max_count if max_count is not None else -1
-        known: dict[str, trees.Entry | None] = {}
+        finder = trees.Finder(self._handle, path) if path is not None else None
         for oid, found in newest_first(start, self._object):
             if left == 0:
                 return
-            if path is None or self._changes(found, path, known):
+            if finder is None or self._changes(found, finder):
                 left -= 1
                 yield found.commit(oid)
 
-    def _changes(self, commit: CommitObject, path: str, known: dict[str, trees.Entry | None]) -> bool:
-        held = self._entry(commit.tree, path, known)
+    def _changes(self, commit: CommitObject, finder: trees.Finder) -> bool:
+        held = finder.find(commit.tree)
         if not commit.parents:
             return held is not None
-        return all(held != self._entry(self._object(parent).tree, path, known) for parent in commit.parents)
-
-    def _entry(self, tree: str, path: str, known: dict[str, trees.Entry | None]) -> trees.Entry | None:
-        if tree not in known:
-            known[tree] = trees.find(self._handle, tree, path)
-        return known[tree]
+        return all(held != finder.find(self._object(parent).tree) for parent in commit.parents)
 
     def reflog(self, ref: str = "HEAD") -> list[ReflogEntry]:
-        """The moves of HEAD, a branch or a full ref name, newest first. Raises RefNotFoundError."""
+        """The moves of HEAD, a branch or a full ref name, newest first. Raises RefNotFoundError, InvalidNameError."""
         full = ref if ref == "HEAD" or ref.startswith("refs/") else branch_ref(ref)
         if self._handle.ref(full) is None:
             raise missing_ref(full, list(self.branches()))

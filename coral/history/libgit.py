@@ -42,6 +42,7 @@ _KIND_NAMES: dict[int, Kind] = {
 }
 _OPEN = RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE | RepositoryOpenFlag.NO_DOTGIT
 _CACHE_BYTES = 16 * 2**20
+_MAX_REF_BYTES = 1024
 _REFLOG_IDENTITY = ("coral", "coral@localhost")
 # libgit2 gives a message, not the operating system's number.
 _NUMBERS = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)}
@@ -91,6 +92,21 @@ def _translated(kind: str, name: str = "", *, missing: type[CoralError] = Corrup
         raise _storage_error(f"{kind} {name}", error) from error
     except (pygit2.GitError, ValueError) as error:
         raise CorruptionError(f"{kind} {name} is damaged: {error}", hint="run coral fsck") from error
+
+
+def _bad_ref(name: str) -> InvalidNameError:
+    return InvalidNameError(f"{name!r} is not a valid name of a ref")
+
+
+def _checked(name: str) -> str:
+    """The name of a ref as libgit2 takes it, which would end it at a NUL. Raises InvalidNameError."""
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise _bad_ref(name) from None
+    if b"\0" in raw or len(raw) > _MAX_REF_BYTES:
+        raise _bad_ref(name)
+    return name
 
 
 def _storage_error(what: str, error: OSError) -> CoralError:
@@ -213,14 +229,14 @@ class Handle:
     # -- refs
 
     def ref(self, name: str) -> RefTarget | None:
-        """What a ref (full name) says; None when there is no such ref. Raises CorruptionError."""
-        repo = self._repo
+        """What a ref (full name) says; None when there is no such ref. Raises InvalidNameError, CorruptionError."""
+        repo, name = self._repo, _checked(name)
         try:
             target = repo.lookup_reference(name).target
         except KeyError:
             return None
         except pygit2.InvalidSpecError as error:
-            raise InvalidNameError(f"{name!r} is not a valid name of a ref") from error
+            raise _bad_ref(name) from error
         except (pygit2.GitError, ValueError, OSError) as error:
             raise CorruptionError(f"the ref {name} is damaged: {error}", hint="run coral fsck") from error
         return RefTarget(None, target) if isinstance(target, str) else RefTarget(str(target), None)
@@ -232,12 +248,15 @@ class Handle:
             for ref in self._repo.references.iterator():
                 if ref.name.startswith(prefix):
                     with contextlib.suppress(KeyError):  # a symbolic ref that leads nowhere
-                        found[ref.name[len(prefix) :]] = str(ref.resolve().target)
+                        target = ref.target
+                        found[ref.name[len(prefix) :]] = str(
+                            ref.resolve().target if isinstance(target, str) else target
+                        )
         return dict(sorted(found.items()))
 
     def create_ref(self, name: str, target: RefTarget, reason: str, *, force: bool = False) -> None:
         """Create a ref, or replace one when forced. Raises AlreadyExistsError, ConflictError for ``a`` and ``a/b``."""
-        repo = self._repo
+        repo, name = self._repo, _checked(name)
         try:
             if target.oid is not None:
                 repo.create_reference_direct(name, pygit2.Oid(hex=target.oid), force, message=reason)
@@ -246,7 +265,7 @@ class Handle:
         except pygit2.AlreadyExistsError as error:
             raise AlreadyExistsError(f"{name} exists already") from error
         except pygit2.InvalidSpecError as error:
-            raise InvalidNameError(f"{name!r} is not a valid name of a ref") from error
+            raise _bad_ref(name) from error
         except OSError as error:
             raise _storage_error(name, error) from error
         except (pygit2.GitError, ValueError) as error:
@@ -254,7 +273,7 @@ class Handle:
 
     def move_ref(self, name: str, target: RefTarget, reason: str, *, expected: RefTarget) -> None:
         """Move a ref by compare-and-swap. Raises ConflictError when it is not where it is expected to be."""
-        repo = self._repo
+        repo, name = self._repo, _checked(name)
         try:
             ref = repo.lookup_reference(name)
             held = ref.target
@@ -270,7 +289,7 @@ class Handle:
 
     def delete_ref(self, name: str) -> None:
         """Delete a ref and its reflog; a missing one is fine."""
-        repo = self._repo
+        repo, name = self._repo, _checked(name)
         try:
             repo.lookup_reference(name).delete()
         except KeyError:
@@ -291,7 +310,7 @@ class Handle:
                     entry.committer.time,
                     entry.committer.offset,
                 )
-                for entry in self._repo.lookup_reference(name).log()
+                for entry in self._repo.lookup_reference(_checked(name)).log()
             ]
 
     # -- packing

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
-from coral.errors import ConflictError, CorruptionError
+from coral.errors import ConflictError, CorruptionError, InvalidNameError
 from coral.format.names import check_part_name
 from coral.history.libgit import Handle
 
 _BLOB, _FOLDER = "100644", "40000"
 _BLOB_MODES = (_BLOB, "100755", "100664")
+# A folder may stand in a tree many times, so that a few kilobytes of trees can hold more paths than memory does.
+_MAX_PATHS = 1_000_000
+_MAX_DEPTH = 64
+_FOREIGN = "another program made this commit; do not trust what it holds"
+_SHORT = 250  # letters of which even the longest name in UTF-8 is short enough
 
 
 class Entry(NamedTuple):
@@ -23,6 +29,11 @@ class Entry(NamedTuple):
     @property
     def is_folder(self) -> bool:
         return self.mode == _FOLDER
+
+    @property
+    def is_blob(self) -> bool:
+        """Whether it is a file; a link or a submodule is none."""
+        return self.mode in _BLOB_MODES
 
 
 @dataclass(slots=True)
@@ -37,7 +48,7 @@ def entries(handle: Handle, tree: str) -> dict[str, Entry]:
     """The entries of one tree, by name. Raises CorruptionError."""
     kind, data = handle.read(tree)
     found = {}
-    position = 0
+    position = count = 0
     try:
         if kind != "tree":
             raise ValueError
@@ -46,34 +57,94 @@ def entries(handle: Handle, tree: str) -> dict[str, Entry]:
             mode, _, name = data[position:end].partition(b" ")
             position = end + 21
             found[name.decode("utf-8", "surrogateescape")] = Entry(mode.decode(), data[end + 1 : position].hex())
+            count += 1
+        if position != len(data) or len(found) != count:  # cut short, or one name twice
+            raise ValueError
     except ValueError:
         raise CorruptionError(f"the git tree {tree} is malformed", hint="run coral fsck") from None
     return found
 
 
 def walk(handle: Handle, tree: str) -> dict[str, str]:
-    """Every path of a tree and its blob, sorted by path."""
+    """Every path of a tree and its blob, sorted by path.
+
+    Raises:
+        CorruptionError: no coral wrote this: a path that leads out of the project, or to a file that another program
+            obeys; more paths, or deeper ones, than a commit may have.
+    """
     found: dict[str, str] = {}
-    todo = [("", tree)]
+    known: dict[str, dict[str, Entry]] = {}
+    todo, count = [("", 1, tree)], 0
     while todo:
-        prefix, oid = todo.pop()
-        for name, entry in entries(handle, oid).items():
+        prefix, depth, oid = todo.pop()
+        if depth > _MAX_DEPTH:
+            raise CorruptionError(f"the path {prefix!r} has more than {_MAX_DEPTH} levels", hint=_FOREIGN)
+        if oid not in known:
+            known[oid] = entries(handle, oid)
+        count += len(known[oid])
+        if count > _MAX_PATHS:
+            raise CorruptionError(f"the git tree {tree} holds more than {_MAX_PATHS:,} paths", hint=_FOREIGN)
+        for name, entry in known[oid].items():
             if entry.is_folder:
-                todo.append((f"{prefix}{name}/", entry.oid))
-            elif entry.mode in _BLOB_MODES:
-                found[prefix + name] = entry.oid
+                todo.append((f"{_checked(prefix, name)}/", depth + 1, entry.oid))
+            elif entry.is_blob:
+                found[_checked(prefix, name)] = entry.oid
     return dict(sorted(found.items()))
 
 
-def find(handle: Handle, tree: str, path: str) -> Entry | None:
-    """The entry at a path, reading only the trees on the way to it."""
-    *folders, name = path.split("/")
-    for folder in folders:
-        entry = entries(handle, tree).get(folder)
-        if entry is None or not entry.is_folder:
+def _checked(prefix: str, name: str) -> str:
+    """The path of an entry. Raises CorruptionError when no part may have it."""
+    path = prefix + name
+    try:
+        _check_component(name)
+        if len(path) > _SHORT:
+            check_part_name(path)
+    except InvalidNameError:
+        raise CorruptionError(f"the path {path!r} cannot be the name of a part", hint=_FOREIGN) from None
+    return path
+
+
+@lru_cache(maxsize=2**16)
+def _check_component(name: str) -> None:
+    # One name between slashes at a time, because every commit has them again.
+    if "/" in name:
+        raise InvalidNameError(f"{name!r} holds a slash")
+    check_part_name(name)
+
+
+class Finder:
+    """Looks one path up in many trees, and reads each of them once.
+
+    Args:
+        path: any text; one that no part may have is an error only where a tree holds it.
+    """
+
+    def __init__(self, handle: Handle, path: str) -> None:
+        self._handle = handle
+        self._names = path.split("/")
+        self._known: dict[tuple[int, str], Entry | None] = {}
+
+    def find(self, tree: str) -> Entry | None:
+        """The entry at the path, reading only the trees on the way to it. Raises CorruptionError."""
+        entry: Entry | None = Entry(_FOLDER, tree)
+        for depth, name in enumerate(self._names):
+            if entry is None or not entry.is_folder:
+                return None
+            key = depth, entry.oid
+            if key not in self._known:
+                self._known[key] = entries(self._handle, entry.oid).get(name)
+            entry = self._known[key]
+        return entry
+
+    def blob(self, tree: str) -> str | None:
+        """The file at the path. Raises CorruptionError when no part may have that path."""
+        entry = self.find(tree)
+        if entry is None or not entry.is_blob:
             return None
-        tree = entry.oid
-    return entries(handle, tree).get(name)
+        prefix = ""
+        for name in self._names:
+            prefix = f"{_checked(prefix, name)}/"
+        return entry.oid
 
 
 def overlay(handle: Handle, tree: str | None, changes: Mapping[str, str | None]) -> str:
@@ -84,7 +155,7 @@ def overlay(handle: Handle, tree: str | None, changes: Mapping[str, str | None])
         changes: path to blob; None removes the path (and is fine where there is none).
 
     Raises:
-        InvalidNameError: a path that cannot be a part's name.
+        InvalidNameError: a path that cannot be a part's name, or has more levels than :func:`walk` takes.
         ConflictError: one path would be a file and a folder.
     """
     return _apply(handle, tree, _group(changes), "") or _write(handle, {})
@@ -94,6 +165,8 @@ def _group(changes: Mapping[str, str | None]) -> _Changes:
     top = _Changes()
     for path, oid in changes.items():
         *folders, name = check_part_name(path).split("/")
+        if len(folders) >= _MAX_DEPTH:
+            raise InvalidNameError(f"{path!r} has more than {_MAX_DEPTH} levels", hint="give the file a shorter path")
         level = top
         for folder in folders:
             level = level.folders.setdefault(folder, _Changes())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from coral.errors import ConflictError, NothingToCommitError, RefNotFoundError, UnsupportedValueError, UsageError
+from coral.history.commit import MAX_STEP
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from coral.history import Commit, History
 
 _ATTEMPTS = 100
+_MAX_NESTING = 100
 
 
 class CommitObserver(Protocol):
@@ -58,15 +61,16 @@ def land(
         for name, manifest in overlay.items()
     }
     for _ in range(_ATTEMPTS):
-        tip = history.branches().get(branch) if branch is not None else history.head().commit
+        tip = history.branch_tip(branch) if branch is not None else history.head().commit
         if tip is None and base is not None:
             raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
         if tip != base:
             _check_unrelated(history, blobs, base, tip)
         if not draft.allow_empty and all(_part(history, tip, name) == oid for name, oid in blobs.items()):
+            why = "what is staged is what the branch holds already" if blobs else "nothing is staged"
             raise NothingToCommitError(
-                "nothing to commit: the staged parts are what the branch holds already",
-                hint="stage something that changed, or pass allow_empty=True (--allow-empty)",
+                f"nothing to commit: {why}",
+                hint="stage something that changed ('coral add'), or pass allow_empty=True (--allow-empty)",
             )
         commit = history.write_commit(
             base=tip,
@@ -121,7 +125,9 @@ def build_trailers(
     if step is not None:
         trailers["Coral-Step"] = str(_whole(step))
     if metrics:
-        trailers["Coral-Metrics"] = _json({name: _number(name, value) for name, value in metrics.items()}, "metrics")
+        trailers["Coral-Metrics"] = _json(
+            {name: _named(_number(name, value)) for name, value in metrics.items()}, "metrics"
+        )
     if metadata:
         trailers["Coral-Metadata"] = _json(dict(metadata), "metadata")
     if code is not None and code.commit is not None:
@@ -134,9 +140,12 @@ def build_trailers(
 
 def _whole(step: object) -> int:
     try:
-        return int(step.__index__())  # type: ignore[attr-defined]
+        whole = int(step.__index__())  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
         raise UsageError(f"step must be a whole number, not {step!r}") from None
+    if abs(whole) > MAX_STEP:
+        raise UsageError("step must be a whole number of at most 63 bits")
+    return whole
 
 
 def _number(name: str, value: object) -> float:
@@ -151,8 +160,26 @@ def _number(name: str, value: object) -> float:
     raise UsageError(f"metric {name!r} must be a number, not {type(value).__name__}")
 
 
+def _named(number: float) -> float | str:
+    """A number as JSON can hold it: NaN and the infinities by the names that :attr:`Commit.metrics` knows."""
+    return number if math.isfinite(number) else json.dumps(number)
+
+
 def _json(value: object, what: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, sort_keys=True)
+        text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False)
+        text.encode()
+        nesting = _nesting(value)
     except (TypeError, ValueError) as error:
         raise UnsupportedValueError(f"{what} must be JSON: {error}") from None
+    except RecursionError:
+        nesting = _MAX_NESTING + 1
+    if nesting > _MAX_NESTING:  # a reader further down its stack than this writer could not take it apart
+        raise UnsupportedValueError(f"{what} must not be nested deeper than {_MAX_NESTING} levels")
+    return text
+
+
+def _nesting(value: object) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(_nesting, value), default=0) if isinstance(value, list | tuple) else 0

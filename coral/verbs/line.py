@@ -66,16 +66,14 @@ class Line:
     def pin(self, branch: str | None = None) -> str | None:
         """Fix the branch; None takes the one HEAD is on now. Raises RefNotFoundError when there is no such branch."""
         head = self._history.head()
-        branches = self._history.branches()
-        if branch is not None and branch not in branches and branch != head.branch:
+        branches = {} if branch is None else self._history.branches()
+        tip = head.commit if branch is None else branches.get(branch)
+        if branch is not None and tip is None and branch != head.branch:
             if branches:
                 self._history.resolve(branch)
                 raise RefNotFoundError(f"{branch!r} is not a branch", hint="create_branch() makes one")
             check_ref_name(branch)
-        if branch is None:
-            self._pinned, self._tip = head.branch, head.commit
-        else:
-            self._pinned, self._tip = branch, branches.get(branch)
+        self._pinned, self._tip = head.branch if branch is None else branch, tip
         self._is_pinned = True
         return self._pinned
 
@@ -89,7 +87,7 @@ class Line:
         if not self._is_pinned or self._pinned is None:
             head = self._history.head()
             return (None if self._is_pinned else head.branch), head.commit
-        tip = self._history.branches().get(self._pinned)
+        tip = self._history.branch_tip(self._pinned)
         if tip is None and self._tip is not None:
             raise RefNotFoundError(
                 f"the branch {self._pinned!r} was deleted or renamed meanwhile",

@@ -38,7 +38,10 @@ class PartReader:
 
     def at(self, commit: str) -> dict[str, Manifest]:
         """Every part of a commit, by name."""
-        return {name: self._load(oid) for name, oid in self._history.parts(commit).items()}
+        parts = self._history.parts(commit)
+        # Each manifest once: a small commit may name a large one a million times.
+        manifests = {oid: self._load(oid) for oid in dict.fromkeys(parts.values())}
+        return {name: manifests[oid] for name, oid in parts.items()}
 
     def one(self, commit: str, name: str) -> Manifest:
         """One part of a commit. Raises PartNotFoundError."""

@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -244,19 +244,8 @@ class WorkTree:
 
     def _is_safe(self, name: str, expected: Manifest | None) -> bool:
         """Whether some commit holds the file's bytes."""
-        versions = (self._reader.load(oid) for oid in self._versions(name))
+        versions = (self._reader.load(oid) for oid in self._history.versions(name))
         return self._holds(name, versions if expected is None else itertools.chain([expected], versions))
-
-    def _versions(self, name: str) -> Iterator[str]:
-        """The manifests that this part ever had in a commit that a branch, a tag or HEAD reaches."""
-        seen: set[str | None] = {None}
-        tips = {*self._history.branches().values(), *self._history.tags().values(), self._history.head().commit}
-        for tip in filter(None, tips):
-            for commit in self._history.log(tip, path=name):
-                oid = self._history.part(commit.commit_hash, name)
-                if oid is not None and oid not in seen:
-                    yield oid
-                seen.add(oid)
 
     def _refuse(self, lost: list[str]) -> None:
         links = [name for name in lost if self.folder.path(name).is_symlink()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.errors import CorruptionError, UsageError
-from coral.history.commit import Commit, CommitObject, from_datetime, identity, to_datetime
+from coral.history.commit import MAX_STEP, Commit, CommitObject, from_datetime, identity, to_datetime
 
 _OID = "a" * 40
 
@@ -97,3 +98,22 @@ def test_trailer_properties() -> None:
     odd = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": "x", "Coral-Metrics": "[" * 10_000})
     assert (odd.step, odd.metrics, odd.run_id, odd.code_dirty) == (None, {}, None, None)
     assert len({made, made}) == 1
+
+
+def test_metrics_that_json_lacks() -> None:
+    """NaN and infinities are kept by name; another text, or a number beyond floats, is no metric."""
+    text = '{"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": "nan", "e": 1%s, "f": 2, "g": [1], "h": -Infinity}'
+    made = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Metrics": text % ("0" * 400)})
+    found = made.metrics
+    assert math.isnan(found.pop("a"))
+    assert found == {"b": math.inf, "c": -math.inf, "f": 2.0, "h": -math.inf}
+    assert all(isinstance(value, float) for value in found.values())
+
+
+@pytest.mark.parametrize("step", [0, -1, 10**18, MAX_STEP, -MAX_STEP])
+def test_a_step_of_63_bits(step: int) -> None:
+    """Every step that may be committed reads back; one that does not fit a 64-bit column is absent."""
+    made = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(step)})
+    assert made.step == step
+    beyond = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(2**63)})
+    assert beyond.step is None

@@ -20,6 +20,7 @@ from coral.errors import ConflictError, CorruptionError, InvalidNameError, RefNo
 from coral.history import history as history_module
 from coral.history.commit import CommitObject
 from coral.history.history import History
+from coral.history.loose import Kind
 from coral.history.loose import key as loose_key
 from tests.history.helpers import commit, commit_on, line_of
 
@@ -295,3 +296,58 @@ def test_clock_running_backwards(history: History) -> None:
     absurd = commit(history, "absurd", seconds=ahead + 10**9)
     assert commit(history, "next", parents=[absurd.commit_hash]).time.timestamp() < ahead
     assert commit(history, "local").time.utcoffset() == datetime.now().astimezone().utcoffset()
+
+
+def test_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every blob that a path had, each once and the latest first, from every branch, tag and a detached HEAD."""
+    root = commit(history, "root", parts={"a/b": "0"}, seconds=100).commit_hash
+    tip = root
+    for number in range(1, 6):
+        tip = commit(history, "m", parents=[tip], parts={"a/b": str(number // 2)}, seconds=100 + number).commit_hash
+    history.create_branch("main", tip)
+    side = commit(history, "side", parents=[root], parts={"a/b": "side"}, seconds=102).commit_hash
+    history.create_branch("runs/side", side)
+    tagged = commit(history, "tagged", parents=[root], parts={"a/b": "tagged"}, seconds=90).commit_hash
+    history.create_tag("v1", tagged, message="a note")
+    gone = history.write_commit(base=tip, overlay={"a/b": None}, parents=[tip], message="gone")
+    head = commit(history, "head", parents=[gone.commit_hash], parts={"a/b": "head"}).commit_hash
+    commit(history, "nobody's", parents=[head], parts={"a/b": "lost"})
+    history.set_head(commit=head)
+    reads: list[str] = []
+    original = history._handle.read
+
+    def counting(oid: str) -> tuple[Kind, bytes]:
+        reads.append(oid)
+        return original(oid)
+
+    monkeypatch.setattr(history._handle, "read", counting)
+    found = list(history.versions("a/b"))
+    once = [oid for oid in reads if oid != tagged]  # a tag's commit is read to find that it is one
+    assert len(set(once)) == len(once)
+    assert [history.read_blob(oid).decode() for oid in found] == ["head", "2", "1", "side", "0", "tagged"]
+    assert list(history.versions("a")) == list(history.versions("nothing")) == []
+
+
+def test_versions_are_lazy(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many branches along one long line cost their tips; what comes before is read as far as the caller asks."""
+    made = line_of(history, 60)
+    for number in range(20):
+        history.create_branch(f"runs/{number}", made[-1 - number % 3])
+    reads: list[str] = []
+    original = history._object
+
+    def counting(oid: str) -> CommitObject:
+        reads.append(oid)
+        return original(oid)
+
+    monkeypatch.setattr(history, "_object", counting)
+    versions = history.versions("model.safetensors")
+    assert history.read_blob(next(versions)) == b"weights"
+    assert len(reads) == 3
+    assert list(versions) == []
+    assert len(reads) == 60
+
+
+def test_versions_of_nothing(history: History) -> None:
+    """A repository without commits has no versions of anything."""
+    assert list(history.versions("a")) == []

@@ -24,6 +24,7 @@ from coral.errors import (
 )
 from coral.history import history as history_module
 from coral.history.history import History
+from coral.history.libgit import RefTarget
 from coral.history.refs import Head
 from tests.history.helpers import commit, commit_on, line_of
 
@@ -364,3 +365,64 @@ def test_no_repository(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     with pytest.raises(RepositoryNotFoundError):
         History(tmp_path / "sub", locks=tmp_path / "locks").head()
+
+
+@pytest.mark.parametrize("bad", ["\ud800", "main\0x", "a..b", "x" * 300, "x/" * 2000 + "x", ""])
+def test_a_name_that_git_forbids_is_no_damage(history: History, bad: str) -> None:
+    """Whatever asks for a ref says that the name is bad, and never takes it for another one."""
+    one = commit_on(history, "main", "one").commit_hash
+    calls: list[Callable[[], object]] = [
+        lambda: history.reflog(bad),
+        lambda: history.reflog(f"refs/heads/{bad}"),
+        lambda: history.branch_tip(bad),
+        lambda: history.resolve(f"refs/heads/{bad}"),
+        lambda: history.create_branch(bad, one),
+        lambda: history.delete_branch(bad),
+        lambda: history.rename_branch("main", bad),
+        lambda: history.rename_branch(bad, "other"),
+        lambda: history.move_branch(bad, one, expected=None, reason="x"),
+        lambda: history.set_head(branch=bad),
+        lambda: history.create_tag(bad, one),
+        lambda: history.delete_tag(bad),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidNameError):
+            call()
+    target = RefTarget(one, None)
+    writes: list[Callable[[str], object]] = [
+        history._handle.ref,
+        lambda ref: history._handle.create_ref(ref, target, "x"),
+    ]
+    for write in writes:
+        with pytest.raises(InvalidNameError):
+            write(f"refs/heads/{bad}")
+    assert history.branches() == {"main": one}
+
+
+def test_branch_tip(history: History, git: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One branch is looked up by name, loose or packed, without listing the others."""
+    one = commit_on(history, "main", "one").commit_hash
+    history.create_branch("runs/a", one)
+    git("pack-refs", "--all")
+    two = commit_on(history, "main", "two").commit_hash
+    monkeypatch.setattr(history._handle, "refs", None)
+    assert (history.branch_tip("main"), history.branch_tip("runs/a")) == (two, one)
+    assert history.branch_tip("runs") is history.branch_tip("nothing") is None
+
+
+def test_tags_on_other_things(history: History, git: Git) -> None:
+    """A tag on a blob, as git itself allows it, is a name that is taken and no commit."""
+    one = commit_on(history, "main", "one").commit_hash
+    blob = history.write_blob(b"x")
+    git("tag", "light-blob", blob)
+    git("tag", "-a", "-m", "note", "blob", blob)
+    git("tag", "tree", f"{one}^{{tree}}")
+    git("tag", "v1", one)
+    assert history.tags() == {"v1": one}
+    assert history.tag_names() == ["blob", "light-blob", "tree", "v1"]
+    with pytest.raises(RefNotFoundError, match="names a blob"):
+        history.resolve("blob")
+    with pytest.raises(AlreadyExistsError):
+        history.create_tag("blob", one)
+    history.delete_tag("blob")
+    history.move_branch("main", one, expected=one, reason="x")

@@ -231,6 +231,29 @@ def test_switch_keeps_a_change_that_both_commits_agree_about(repo: Repository) -
     assert (repo.path / FILE).read_bytes() == b"my change" and repo.branch == "dev"
 
 
+def test_a_new_branch_touches_no_file(repo: Repository) -> None:
+    """As git's switch -c: the commit stays the same, so the files do, even those that another commit holds."""
+    first = commit(repo, 1)
+    commit(repo, 2)
+    repo.checkout(first.commit_hash, FILE)
+    best = (repo.path / FILE).read_bytes()
+    result = repo.switch("fine-tune", create=True)
+    assert (result.branch, result.written, (repo.path / FILE).read_bytes()) == ("fine-tune", (), best)
+    assert repo.status().modified == (FILE,)
+
+
+def test_a_hard_reset_leaves_no_change_behind(repo: Repository) -> None:
+    """A local change that it would have to overwrite is refused, never passed over; force undoes it."""
+    commit(repo, 1)
+    repo.checkout("main")
+    (repo.path / FILE).write_bytes(b"my change")
+    with pytest.raises(OverwriteError, match="model"):
+        repo.reset(hard=True)
+    assert (repo.path / FILE).read_bytes() == b"my change"
+    repo.reset(hard=True, force=True)
+    assert repo.status().modified == ()
+
+
 def test_what_is_staged_blocks_a_move_that_would_lose_it(repo: Repository) -> None:
     """A staged part that differs on the other branch stops a switch; else it comes along; force drops it."""
     commit(repo, 1)
@@ -272,6 +295,21 @@ def test_a_symlink_in_the_way_is_never_followed(repo: Repository, tmp_path: Path
     with pytest.raises(StorageError):
         repo.checkout("main~2", force=True)
     assert tree(outside) == before
+
+
+def test_a_link_that_was_added_is_not_modified(repo: Repository) -> None:
+    """What a link leads to is what was staged; only when that changes, or goes away, is the file modified."""
+    (repo.path / "step-1.bin").write_bytes(b"first")
+    (repo.path / "latest.bin").symlink_to("step-1.bin")
+    repo.stage_file(repo.path / "latest.bin")
+    repo.commit("latest")
+    assert repo.status().modified == ()
+    with pytest.raises(OverwriteError, match="symbolic link"):
+        repo.checkout("main")
+    (repo.path / "step-1.bin").write_bytes(b"second")
+    assert repo.status().modified == ("latest.bin",)
+    (repo.path / "step-1.bin").unlink()
+    assert repo.status().modified == ("latest.bin",)
 
 
 def test_a_folder_may_take_the_name_of_a_file(repo: Repository) -> None:
