@@ -83,6 +83,17 @@ def test_every_block_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     assert ran, "the README shows no block that runs"
 
 
+def test_the_python_of_the_readme_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever copies the blocks into a script runs it a second time, in the repository that the first one made."""
+    monkeypatch.chdir(tmp_path)
+    python = [block for block in blocks(README.read_text(encoding="utf-8")) if block.language == "python"]
+    for _ in range(2):
+        namespace: dict[str, object] = {"__name__": "readme"}
+        for block in python:
+            if not block.not_run:
+                run_python(block, namespace)
+
+
 def test_a_block_is_marked_as_not_run_only_right_above_it() -> None:
     """The mark names its reason and holds for one block."""
     first, second, third = blocks(

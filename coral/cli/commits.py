@@ -45,7 +45,9 @@ class Names:
 
 def one_line(commit: Commit, names: Names) -> str:
     """A commit in one line."""
-    extra = [] if commit.step is None else [f"step {commit.step}"]
+    # save() gives commits the message "step N": said once, that is enough.
+    step = f"step {commit.step}"
+    extra = [] if commit.step is None or commit.subject == step else [step]
     extra += [metrics_line(commit.metrics)] if commit.metrics else []
     tail = click.style(f"  [{' '.join(extra)}]", dim=True) if extra else ""
     return f"{click.style(commit.short_hash, fg='yellow')}{names.of(commit.commit_hash)} {commit.subject}{tail}"

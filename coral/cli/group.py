@@ -30,6 +30,13 @@ class LazyGroup(click.Group):
         self._sections = sections
         self._helps = {name: text for section in sections.values() for name, text in section.items()}
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the command; without any argument show the help, as an answer to wrong usage."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(UsageError.exit_code)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every name, in the order of the help."""
         return list(self._helps)

@@ -35,9 +35,19 @@ def print_move(repo: Repository, result: CheckoutResult, *, new: bool = False, o
     print_files(result)
     if only_files and not (result.written or result.removed):
         click.echo("nothing to write: the files hold these bytes already")
-    if result.states and not only_files:
-        click.echo(f"  kept in the store: {', '.join(result.states)}")
-        click.echo(f'    (use "coral checkout HEAD {result.states[0]}" to write it as a file)')
+    if not only_files and result.commit:
+        print_kept(repo, result.commit)
+
+
+def print_kept(repo: Repository, commit: str) -> None:
+    """Say which parts of the commit that HEAD is at have no file, and how to get one."""
+    parts = repo.history.parts(commit)
+    there = set(repo.worktree.materialised(parts))
+    kept = sorted(name for name in parts if name not in there)
+    if kept:
+        more = f" and {len(kept) - _LISTED} more" if len(kept) > _LISTED else ""
+        click.echo(f"  kept in the store: {', '.join(kept[:_LISTED])}{more}")
+        click.echo(f'    (use "coral checkout HEAD {kept[0] if len(kept) == 1 else "FILE"}" to write it as a file)')
 
 
 def print_files(result: CheckoutResult) -> None:

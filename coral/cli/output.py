@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from coral.verbs.diff import Diff
 
 Row = Sequence[str]
+T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -50,6 +51,11 @@ def terminal_width() -> int:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (OSError, ValueError):
         return 80
+
+
+def printable(name: str) -> str:
+    """A file's name as it is, or quoted where it would break a line or a terminal."""
+    return name if name.isprintable() else repr(name)
 
 
 def size(nbytes: int) -> str:
@@ -114,16 +120,24 @@ def count(how_many: int, noun: str) -> str:
     return f"{how_many:,} {noun}{'' if how_many == 1 else 'es' if noun.endswith('ch') else 's'}"
 
 
-def print_table(headers: Row, rows: Sequence[Row], *, right: Sequence[int] = ()) -> None:
+def print_table(headers: Row, rows: Sequence[Row], *, right: Sequence[int] = (), spare: int | None = None) -> None:
     """Print rows in columns; nothing is cut, so long names belong into the last column.
 
     Args:
         right: columns of numbers, flush right.
+        spare: a column right of those, left out on a terminal that is too narrow for all.
     """
     widths = [max(map(_width, column)) for column in zip(headers, *rows, strict=True)]
+    if spare is not None and on_terminal() and sum(widths) + 2 * (len(widths) - 1) > terminal_width():
+        headers, widths = _without(spare, headers), _without(spare, widths)
+        rows = [_without(spare, row) for row in rows]
     _print_row(headers, widths, right, style=lambda cell: click.style(cell, bold=True))
     for row in rows:
         _print_row(row, widths, right, style=_style_word)
+
+
+def _without(place: int, cells: Sequence[T]) -> list[T]:
+    return [*cells[:place], *cells[place + 1 :]]
 
 
 def _print_row(row: Row, widths: Sequence[int], right: Sequence[int], *, style: Callable[[str], str]) -> None:

@@ -10,7 +10,7 @@ import click
 from coral.cli.complete import complete_run
 from coral.cli.output import age, duration, print_table
 from coral.cli.session import Session
-from coral.errors import ConflictError, ExperimentNotFoundError
+from coral.errors import ConflictError, ExperimentNotFoundError, StorageError
 
 if TYPE_CHECKING:
     from coral.experiments import Experiment, ExperimentTracker, Run
@@ -47,6 +47,12 @@ def attach(session: Session, given: str | None) -> Run:
             f"{len(running)} runs are open: {listed}", hint="say which with --run ID, or export CORAL_RUN=ID"
         )
     return tracker.attach(running[0].experiment_id)
+
+
+def check_written(run: Run) -> None:
+    """Raise StorageError when a run that was just started is on no disk: the process that remembers it ends now."""
+    if run.degraded or not run.is_open:
+        raise StorageError(f"the run {run.name} could not be written")
 
 
 def run_data(run: Experiment) -> dict[str, Any]:
@@ -99,7 +105,7 @@ def print_runs(runs: Sequence[Experiment]) -> None:
         ]
         for run in runs
     ]
-    print_table(("id", "status", "started", "took", "branch", "name"), rows, right=(3,))
+    print_table(("id", "status", "started", "took", "branch", "name"), rows, right=(3,), spare=4)
 
 
 def describe_end(run: Experiment) -> str:

@@ -67,10 +67,11 @@ def parts_named(repo: Repository, paths: Sequence[str], known: Collection[str]) 
 
     Raises:
         PartNotFoundError: a path that means no part of ``known``.
+        UsageError: an empty path, which a shell makes of a variable that is not set.
     """
     found: dict[str, None] = {}
     for path in paths:
-        names = _parts_at(repo, path, known)
+        names = parts_at(repo, check_path(path), known)
         if not names:
             from difflib import get_close_matches
 
@@ -82,7 +83,15 @@ def parts_named(repo: Repository, paths: Sequence[str], known: Collection[str]) 
     return list(found)
 
 
-def _parts_at(repo: Repository, path: str, known: Collection[str]) -> list[str]:
+def check_path(path: str) -> str:
+    """Raise UsageError for an empty path, which would mean this whole folder."""
+    if not path:
+        raise UsageError("a path is empty", hint="name a file, or '.' for this folder")
+    return path
+
+
+def parts_at(repo: Repository, path: str, known: Collection[str]) -> list[str]:
+    """The parts of ``known`` that one path means; none when it means none of them."""
     try:
         name = repo.worktree.part_name(Path(path))
     except UsageError:
@@ -90,6 +99,6 @@ def _parts_at(repo: Repository, path: str, known: Collection[str]) -> list[str]:
     for candidate in (name, path):
         if candidate in known:
             return [candidate]
-    if name in (".", ""):
+    if name == ".":
         return sorted(known)
     return sorted(other for other in known if other.startswith(f"{name}/"))

@@ -48,6 +48,9 @@ class Commit:
     time: datetime
     trailers: Mapping[str, str] = field(hash=False)
 
+    def __str__(self) -> str:
+        return f"{self.short_hash} {self.subject}"
+
     @property
     def short_hash(self) -> str:
         """The first ten digits of the hash."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,38 @@ def test_add_stages_nothing_when_a_path_is_wrong(project: Path, call: Call, ask:
     assert ask("status")["staged"] == []
 
 
+def test_add_passes_over_what_is_no_file(project: Path, ask: Ask, write: Write) -> None:
+    """A link that leads nowhere and a pipe do not keep the files beside them from being added."""
+    write("a.safetensors")
+    (project / "latest.safetensors").symlink_to("gone.safetensors")
+    os.mkfifo(project / "pipe.safetensors")
+    added = ask("add", ".")
+    assert [part["name"] for part in added["staged"]] == ["a.safetensors"]
+    assert added["skipped"] == ["latest.safetensors", "pipe.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "command", [["add"], ["rm"], ["reset"], ["checkout", "HEAD"], ["commit", "-m", "x"]], ids=" ".join
+)
+def test_an_empty_path_is_refused(history: list[str], call: Call, project: Path, command: list[str]) -> None:
+    """`coral rm "$UNSET"` does not mean every file."""
+    assert "path is empty" in call(*command, "", code=2).stderr
+    assert (project / "model.safetensors").exists()
+
+
+def test_status_names_files_as_seen_from_here(
+    project: Path, call: Call, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What status lists can be given to add, from any folder; a name that would break the line is quoted."""
+    write("sub/a.safetensors")
+    write("b.safetensors")
+    (project / "two\nlines.npy").touch()
+    monkeypatch.chdir(project / "sub")
+    text = call("status").stdout
+    assert "    a.safetensors\n" in text and "    ../b.safetensors\n" in text and "two\\nlines.npy'" in text
+    call("add", "a.safetensors", "../b.safetensors")
+
+
 def test_status_tells_the_three_kinds_apart(project: Path, call: Call, ask: Ask, write: Write) -> None:
     """Staged, modified and untracked files are listed apart, with what to do about each."""
     write("a.safetensors")
@@ -130,6 +163,9 @@ def test_reset_hard_moves_branch_and_files(history: list[str], call: Call, ask: 
     assert ask("log")[0]["commit_hash"] == history[1]
     assert ask("reflog")[0]["old"] == history[0]
     assert "HEAD@{1}: commit: two" in call("reflog").stdout
+    call("rm", "model.safetensors")
+    text = call("reset", "--hard").stdout
+    assert "unstaged model.safetensors" in text and "kept in the store: model.safetensors" in text
 
 
 def test_rm_removes_and_stages(history: list[str], call: Call, ask: Ask, project: Path) -> None:
@@ -290,6 +326,7 @@ def test_checkout_does_not_lose_bytes(history: list[str], call: Call, ask: Ask, 
 def test_checkout_of_a_file_alone_says_how(history: list[str], call: Call) -> None:
     """`coral checkout FILE` is a likely slip; the hint has the right words."""
     assert "coral checkout HEAD model.safetensors" in call("checkout", "model.safetensors", code=3).stderr
+    assert "coral checkout HEAD ." in call("checkout", ".", code=3).stderr
 
 
 def test_training_states_stay_in_the_store_until_named(project: Path, call: Call, ask: Ask) -> None:
@@ -302,6 +339,16 @@ def test_training_states_stay_in_the_store_until_named(project: Path, call: Call
     assert "kept in the store" in text and not list(project.glob("*state*"))
     (state,) = ask("checkout", "main")["states"]
     assert ask("checkout", "HEAD", state)["written"] == [state]
+    assert "kept in the store" not in call("checkout", "main").stdout and ask("checkout", "main")["states"] == []
+
+
+def test_switch_says_which_files_it_did_not_write(history: list[str], call: Call, project: Path) -> None:
+    """A file that went away on the other branch does not come back unsaid."""
+    call("branch", "old", "HEAD~1")
+    call("rm", "model.safetensors")
+    call("commit", "-m", "none")
+    text = call("switch", "old").stdout
+    assert "kept in the store: model.safetensors" in text and "coral checkout HEAD model.safetensors" in text
 
 
 def test_switch_goes_to_branches_only(history: list[str], call: Call, ask: Ask) -> None:
@@ -360,6 +407,12 @@ def test_every_command_has_an_example_and_fits_80_columns(path: tuple[str, ...],
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("group", [[], ["exp"]], ids=["coral", "exp"])
+def test_a_group_alone_shows_its_help(group: list[str], call: Call) -> None:
+    """As git does: the help itself, not as an error, and not as success."""
+    assert call(*group, code=2).stderr.startswith(f"Usage: {' '.join(['coral', *group])} [OPTIONS]")
+
+
 def test_the_top_explains_exit_codes(call: Call) -> None:
     """The codes a script may meet are in `coral --help`, which fits 80 columns."""
     text = call("--help").stdout
@@ -375,6 +428,7 @@ def test_the_top_explains_exit_codes(call: Call) -> None:
         (["log", "--onelin"], "coral log --help"),
         (["--nope"], "coral --help"),
         (["log", "-n", "many"], "many"),
+        (["commit", "-m"], "coral commit --help"),
     ],
     ids=" ".join,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def test_a_malformed_pair_starts_no_run(project: Path, call: Call, ask: Ask, arg
     """What is not NAME=VALUE is refused before a run exists."""
     call("exp", "start", "x", *arguments, code=2)
     assert ask("exp", "list") == []
+
+
+def test_a_run_that_cannot_be_written_is_not_started(project: Path, call: Call) -> None:
+    """The shell keeps nothing in memory: no id is printed of a run that is on no disk."""
+    shutil.rmtree(project / ".coral" / "experiments")
+    (project / ".coral" / "experiments").write_text("in the way")
+    result = call("exp", "start", "x", code=8)
+    assert result.stdout == "" and "could not be written" in result.stderr
 
 
 def test_log_takes_both_forms(project: Path, call: Call, ask: Ask) -> None:

@@ -67,6 +67,20 @@ def test_a_piped_table_is_plain(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{'name':<100}   n\n{'a' * 100}   1\n{'b':<100}  22\n"
 
 
+def test_a_narrow_terminal_is_spared_a_column(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spare column goes where a line would wrap; a pipe gets all of them."""
+    table = ("id", "branch", "name"), [["1", "b" * 70, "first-try"]]
+    output.print_table(*table, spare=1)
+    assert "branch" in capsys.readouterr().out
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
+    for width, words in ((85, 3), (84, 2)):
+        monkeypatch.setattr(output, "terminal_width", lambda width=width: width)
+        output.print_table(*table, spare=1)
+        assert len(capsys.readouterr().out.splitlines()[0].split()) == words
+
+
 def test_nobody_watches_a_pipe() -> None:
     """Where standard error is no terminal there is no bar, and no cost."""
     with progress_bar("adding", 10) as progress:

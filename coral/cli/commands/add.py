@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.output import count, json_option, print_json, size
+from coral.cli.output import count, json_option, print_json, printable, size
 from coral.cli.progress import progress_bar
-from coral.cli.session import Session, pass_session
+from coral.cli.session import Session, check_path, pass_session
 from coral.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -54,14 +54,15 @@ def find_files(paths: Sequence[str]) -> Found:
     """Files as they are, and the model files of folders. Raises NotFoundError before anything is staged."""
     found = Found()
     for text in paths:
-        path = Path(text)
+        path = Path(check_path(text))
         if path.is_dir():
             for file in _walk(path):
-                (found.files if file.suffix in MODEL_SUFFIXES else found.skipped).append(file)
+                # A link that leads nowhere is no file, nor is a pipe.
+                (found.files if file.suffix in MODEL_SUFFIXES and file.is_file() else found.skipped).append(file)
         elif path.exists():
             found.files.append(path)
         else:
-            raise NotFoundError(f"no file {text!r}", hint="'coral rm' stages the removal of a file")
+            raise NotFoundError(f"no file {text!r}", hint="if it was removed, 'coral rm' stages that")
     return found
 
 
@@ -72,7 +73,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(readable=False))
 @click.option("--opaque", is_flag=True, help="Keep the bytes whole: do not look for tensors.")
 @click.option("--name", metavar="NAME", help="Keep the one file under another name.")
 @json_option
@@ -100,7 +101,7 @@ def command(session: Session, paths: tuple[str, ...], opaque: bool, name: str | 
         tensors = "kept whole" if part["container"] == "opaque" else count(int(str(part["tensors"])), "tensor")
         session.say(f"staged {part['name']}  ({tensors}, {size(int(str(part['bytes'])))})")
     if found.skipped:
-        names = ", ".join(str(path) for path in found.skipped[:3])
+        names = ", ".join(printable(str(path)) for path in found.skipped[:3])
         more = f" and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
         session.say(f"skipped {names}{more}: not model files (name one to add it)")
     if not staged:

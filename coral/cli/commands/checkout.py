@@ -10,8 +10,8 @@ from coral.cli.complete import complete_part, complete_ref
 from coral.cli.moves import move_data, print_move
 from coral.cli.output import json_option, print_json
 from coral.cli.progress import progress_bar
-from coral.cli.session import Session, parts_named, pass_session
-from coral.errors import RefNotFoundError
+from coral.cli.session import Session, parts_at, parts_named, pass_session
+from coral.errors import RefNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +59,9 @@ def command(
 def _resolve(repo: Repository, ref: str) -> str:
     try:
         return repo.resolve(ref)
-    except RefNotFoundError as error:
-        head = repo.history.head().commit
-        if head is not None and ref in repo.history.parts(head):
+    except (RefNotFoundError, UsageError) as error:
+        # What git's checkout takes for a path.
+        if ref and parts_at(repo, ref, repo.history.parts(repo.history.head().commit)):
             raise RefNotFoundError(error.message, hint=f"did you mean 'coral checkout HEAD {ref}'?") from None
         raise
 

@@ -42,7 +42,7 @@ class Options:
 
 
 @click.command()
-@click.argument("paths", nargs=-1, metavar="[PATH...]", type=click.Path())
+@click.argument("paths", nargs=-1, metavar="[PATH...]", type=click.Path(readable=False))
 @click.option("-m", "--message", "messages", multiple=True, metavar="TEXT", help="Why; again for more paragraphs.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME", help="Tag the commit.")
 @click.option("--step", type=int, metavar="N", help="The training step the weights are of.")

@@ -33,7 +33,6 @@ command = LazyGroup(
     package="coral.cli.exp",
     sections=SECTIONS,
     context_settings=HELP_NAMES,
-    no_args_is_help=True,
     help="""Record runs, compare them, and find the best.
 
     A run started here stays RUNNING until it is ended. The commands that log to a run, or end it, mean the one that

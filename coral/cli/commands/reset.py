@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_ref
-from coral.cli.moves import move_data, print_files
+from coral.cli.moves import move_data, print_files, print_kept
 from coral.cli.output import json_option, print_json
 from coral.cli.session import Session, parts_named, pass_session
 from coral.errors import PartNotFoundError, RefNotFoundError, UsageError
 
 if TYPE_CHECKING:
     from coral.repository import Repository
+    from coral.verbs.worktree import CheckoutResult
 
 
 @click.command()
@@ -47,13 +48,22 @@ def command(session: Session, what: tuple[str, ...], hard: bool, force: bool, as
         repo.unstage()
         session.say("nothing is staged now")
         return
+    staged = [change.name for change in repo.status().staged]
     result = repo.reset(ref, hard=hard, force=force)
     if as_json:
         print_json(move_data(repo, result))
     elif not session.quiet:
-        commit = repo.history.commit(result.commit)
-        click.echo(f"{result.branch or 'HEAD'} is now at {commit.short_hash} {commit.subject}")
-        print_files(result)
+        _describe(repo, result, staged, hard=hard)
+
+
+def _describe(repo: Repository, result: CheckoutResult, staged: list[str], *, hard: bool) -> None:
+    commit = repo.history.commit(result.commit)
+    click.echo(f"{result.branch or 'HEAD'} is now at {commit.short_hash} {commit.subject}")
+    for name in staged:
+        click.echo(f"  unstaged {name}")
+    print_files(result)
+    if hard:
+        print_kept(repo, result.commit)
 
 
 def _ref(what: tuple[str, ...]) -> str:

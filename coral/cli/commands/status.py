@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.output import count, json_option, print_json, size
+from coral.cli.output import count, json_option, print_json, printable, size
 from coral.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -26,24 +27,35 @@ def command(session: Session, as_json: bool) -> None:
     Example:
       coral status
     """
-    status = session.open().status()
+    repo = session.open()
+    status = repo.status()
     if as_json:
         print_json(_data(status))
         return
+
+    def shown(name: str) -> str:
+        # As seen from here, as git does: it is to be given to 'coral add'.
+        return printable(os.path.relpath(repo.path / name))
+
     if status.branch is None:
         click.secho(f"HEAD detached at {(status.commit or '')[:10]}", fg="red")
     else:
         click.echo(f"On branch {status.branch}")
     if status.commit is None:
         click.echo("No commits yet")
-    _print_staged(status)
+    _print_staged(status, shown)
     _section(
         "Modified since:",
         ['use "coral add FILE..." to stage the change', 'use "coral checkout --force HEAD FILE..." to undo it'],
-        (f"modified:  {name}" for name in status.modified),
+        (f"modified:  {shown(name)}" for name in status.modified),
         colour="red",
     )
-    _section("Untracked model files:", ['use "coral add FILE..." to keep them'], status.untracked, colour="red")
+    _section(
+        "Untracked model files:",
+        ['use "coral add FILE..." to keep them'],
+        map(shown, status.untracked),
+        colour="red",
+    )
     if not (status.staged or status.modified or status.untracked):
         click.echo(
             f"nothing to commit ({count(status.parts, 'file')} in the last commit)"
@@ -52,9 +64,10 @@ def command(session: Session, as_json: bool) -> None:
         )
 
 
-def _print_staged(status: Status) -> None:
+def _print_staged(status: Status, shown: Callable[[str], str]) -> None:
     lines = [
-        f"{_KINDS[change.kind] + ':':<10} {change.name}" + (f"  ({size(change.nbytes)})" if change.nbytes else "")
+        f"{_KINDS[change.kind] + ':':<10} {shown(change.name)}"
+        + (f"  ({size(change.nbytes)})" if change.nbytes else "")
         for change in status.staged
     ]
     _section("To be committed:", ['use "coral reset FILE..." to unstage'], lines, colour="green")

@@ -55,7 +55,10 @@ def command(
             raise
         raise UsageError(error.message, hint="say --mode min or --mode max") from None
     if not found:
-        raise ExperimentNotFoundError(f"no such run logged {metric!r}", hint="'coral exp list' lists the runs")
+        such = "such " if status or tags or branch else ""
+        raise ExperimentNotFoundError(
+            f"no {such}run logged a finite {metric!r}", hint="'coral exp list' lists the runs"
+        )
     if as_json:
         print_json(found)
         return

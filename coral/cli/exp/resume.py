@@ -6,7 +6,7 @@ import click
 
 from coral.cli.complete import complete_run
 from coral.cli.output import json_option, print_json
-from coral.cli.runs import run_data, tracker_of
+from coral.cli.runs import check_written, run_data, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.cli.values import parse_params
 
@@ -28,6 +28,7 @@ def command(session: Session, experiment_id: str, name: str | None, params: tupl
       export CORAL_RUN=$(coral exp resume 3f2a -p lr=1e-4)
     """
     run = tracker_of(session).resume(experiment_id, name=name, params=parse_params(params) or None, owner="shell")
+    check_written(run)
     run.close()
     if as_json:
         print_json(run_data(run))

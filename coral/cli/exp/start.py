@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from coral.cli.output import json_option, on_terminal, print_json
-from coral.cli.runs import run_data, tracker_of
+from coral.cli.runs import check_written, run_data, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.cli.values import parse_objective, parse_pairs, parse_params
 
@@ -57,6 +57,7 @@ def command(
         objective=directions,
         owner="shell",
     )
+    check_written(run)
     run.close()
     if as_json:
         print_json(run_data(run))
