@@ -26,11 +26,15 @@ def best(repo: Repository, rest: str) -> str:
     mode = MODES.get(direction) if metric else None
     if mode is None:
         metric = rest
+    tracker = ExperimentTracker(repo)
     try:
-        return ExperimentTracker(repo).best_commit(metric, mode)
+        return tracker.best_commit(metric, mode)
     except ExperimentNotFoundError as error:
         raise RefNotFoundError(f"best:{rest}: {error.message}", hint=error.hint) from error
     except UsageError as error:
+        if not tracker.find_best(metric, "min", limit=1):
+            hint = "'coral exp list' lists the runs; the direction after a second colon is min or max"
+            raise RefNotFoundError(f"best:{rest}: no run has a finite value of {metric!r}", hint=hint) from error
         raise UsageError(f"best:{rest}: {error.message}", hint=f"best:{metric}:min or best:{metric}:max") from error
 
 

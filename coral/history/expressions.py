@@ -119,7 +119,7 @@ class Expressions:
         oid = (targets[entry] if entry < len(targets) else None) if targets or entry else found[1]
         if oid is None:
             raise RefNotFoundError(
-                f"{expression!r} names no commit", hint=f"the reflog of {name} has {len(moves)} moves"
+                f"{expression!r} names no commit", hint=f"the reflog of {name} knows {len(moves)} of its moves"
             )
         return self.peel(oid, expression)
 

@@ -248,7 +248,7 @@ def test_load_best_gives_that_steps_weights(repo: Repository, tracker: Experimen
 def test_refs_that_name_nothing_raise(repo: Repository, tracker: ExperimentTracker) -> None:
     """No metric, no commit, no run, no direction: each is an error that says so."""
     finished(tracker, "a", [1.0])
-    for ref in ("best:nope:min", "best:loss:min", "run:nope", "run:a", "run:", "best:"):
+    for ref in ("best:nope:min", "best:nope", "best:loss:lower", "best:loss:min", "run:nope", "run:a", "run:", "best:"):
         with pytest.raises((RefNotFoundError, UsageError)):
             repo.resolve(ref)
     with pytest.raises(UsageError):

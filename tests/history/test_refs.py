@@ -262,7 +262,7 @@ def test_resolve(history: History, git: Git) -> None:
         ("mian", "main"),
         ("main~9", "first commit"),
         ("main~2^3~1", "first commit"),
-        ("HEAD@{99}", "has 1 moves"),
+        ("HEAD@{99}", "knows 1 of its moves"),
         ("@{-1}", "moved 0 times"),
         ("main^2", "first commit"),
         ("v11", "v1"),
