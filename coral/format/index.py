@@ -1,4 +1,4 @@
-"""A pack's index: sorted ids and where each record lies, searched in place without being read into memory.
+"""A pack's index: sorted ids and where each record lies, searched in place, without an object for each.
 
 ::
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 MAGIC = b"CORAL INDEX 001\n"
 _COUNT = struct.Struct("<Q")
 _FANOUT = struct.Struct("<256I")
+_BOUND = struct.Struct("<I")
 _ENTRY = struct.Struct("<QIIBBBBI")
-# The ids of small packs, of which there are most, are kept in a dict: ten times as fast, for 100 bytes each.
-_SMALL = 4096
 _IDS_AT = len(MAGIC) + _COUNT.size + _FANOUT.size
 
 
@@ -56,6 +55,10 @@ def build(entries: Iterable[tuple[ChunkId, Entry]]) -> bytes:
 class PackIndex:
     """An index over a buffer that it does not copy.
 
+    Attributes:
+        nbytes: length of the buffer.
+        ids: the sorted ids, one after the other.
+
     Raises:
         CorruptionError: not an index, or one with a flipped bit.
     """
@@ -69,38 +72,40 @@ class PackIndex:
         self._count = int.from_bytes(view[len(MAGIC) : len(MAGIC) + 8], "little")
         if len(view) != _IDS_AT + self._count * (ID_BYTES + _ENTRY.size) + 8:
             raise CorruptionError(f"{where} has a wrong length")
-        self._fanout = (0, *_FANOUT.unpack_from(view, len(MAGIC) + _COUNT.size))
-        self._ids = _Ids(view[_IDS_AT : _IDS_AT + self._count * ID_BYTES])
+        self.nbytes = len(view)
+        self._fanout = view[len(MAGIC) + _COUNT.size : _IDS_AT]
+        self.ids = view[_IDS_AT : _IDS_AT + self._count * ID_BYTES]
         self._entries = view[_IDS_AT + self._count * ID_BYTES : -8]
-        self._positions: dict[bytes, int] | None = None
 
     def __len__(self) -> int:
         return self._count
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether the pack holds the record of this id."""
-        return self._position(chunk) is not None
+        return self.find(chunk) is not None
 
     def find(self, chunk: ChunkId) -> Entry | None:
         """Where the record of this id lies; None when the pack does not hold it."""
-        position = self._position(chunk)
-        return None if position is None else self._entry(position)
+        low, high = self._bucket(chunk[0])
+        position = bisect_left(_Ids(self.ids), chunk, low, high)
+        return self.entry(position) if position < high and self.id(position) == chunk else None
 
-    def _position(self, chunk: ChunkId) -> int | None:
-        if self._count <= _SMALL:
-            if self._positions is None:
-                self._positions = {self._ids[position]: position for position in range(self._count)}
-            return self._positions.get(chunk)
-        low, high = self._fanout[chunk[0]], self._fanout[chunk[0] + 1]
-        position = bisect_left(self._ids, chunk, low, high)
-        return position if position < high and self._ids[position] == chunk else None
+    def _bucket(self, first: int) -> tuple[int, int]:
+        low = _BOUND.unpack_from(self._fanout, 4 * (first - 1))[0] if first else 0
+        return low, min(self._count, _BOUND.unpack_from(self._fanout, 4 * first)[0])
 
     def items(self) -> Iterator[tuple[ChunkId, Entry]]:
         """Every (id, entry), sorted by id."""
         for position in range(self._count):
-            yield ChunkId(self._ids[position]), self._entry(position)
+            yield self.id(position), self.entry(position)
 
-    def _entry(self, position: int) -> Entry:
+    def id(self, position: int) -> ChunkId:
+        """The id at a position in their order; empty past the end."""
+        start = position * ID_BYTES
+        return ChunkId(bytes(self.ids[start : start + ID_BYTES]))
+
+    def entry(self, position: int) -> Entry:
+        """Where the record of the id at a position lies."""
         offset, stored, raw, kind, codec, depth, item, _ = _ENTRY.unpack_from(self._entries, position * _ENTRY.size)
         return Entry(offset, stored, raw, kind, codec, depth, item)
 

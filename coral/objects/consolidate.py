@@ -4,17 +4,21 @@ Packs are sorted into tiers by size, each eight times the one below; a tier that
 the next. A record is thus copied a handful of times in its life, encoded as it is, its checksum verified. The merged
 pack is durable and visible before the packs it replaces go away, so a kill at any moment loses nothing, and a reader
 that finds a pack gone looks again.
+
+A record that is damaged is left behind when another pack holds a sound one. Where none does, its pack stays as it is
+and is not copied from: a read or fsck must be able to tell of it, and its tier will fill again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from coral.errors import CorruptionError, LockedError, StorageError
-from coral.format.pack import HEADER_BYTES, MAGIC, Entry
+from coral.errors import CoralError, CorruptionError
+from coral.format.pack import MAGIC, Entry
 from coral.ids import ChunkId
 from coral.objects.packs import INDEX, PACK
 from coral.objects.scratch import Scratch
@@ -28,24 +32,30 @@ if TYPE_CHECKING:
 
 FAN_IN = 8
 _LOWEST_TIER_BYTES = 1 << 16
-_LARGEST_BYTES = 256 << 20
+# The commit that fills a tier waits for the merge, so none copies more than 256 MiB: larger packs stay as they are.
+# A store of 1 TB may thus have thousands of packs, which a search does not notice.
+_LARGEST_BYTES = 32 << 20
+_MERGED_BYTES = FAN_IN * _LARGEST_BYTES
 _WRITE_BYTES = 4 << 20
 
 
 def consolidate(store: ChunkStore) -> int:
-    """Merge the packs of every full tier; returns how many packs went away.
+    """Merge the packs of full tiers; returns how many packs went away.
 
-    Does nothing while another process does, and gives up where the disk refuses: what is stored stays as it is, and
-    the commit that led here has landed. A damaged pack is left alone, for a read or fsck to tell of.
+    Does nothing while another process does, and gives up whatever goes wrong: what is stored stays as it is, and the
+    commit that led here has landed. What is left over is for the next commit.
     """
-    if not _full_tier(store, set()):
-        return 0
-    gone = 0
-    with contextlib.suppress(LockedError, StorageError), _locks(store):
-        store.packs.refresh()
-        damaged: set[Pack] = set()
-        while tier := _full_tier(store, damaged):
-            gone += _merge(store, tier, damaged)
+    gone = copied = 0
+    with contextlib.suppress(CoralError):
+        if not _full_tier(store):
+            return 0
+        with _locks(store):
+            store.packs.refresh()
+            while tier := _full_tier(store):
+                copied += sum(pack.nbytes for pack in tier)
+                if copied > _MERGED_BYTES:
+                    break
+                gone += _merge(store, tier)
     return gone
 
 
@@ -55,12 +65,15 @@ def _locks(store: ChunkStore) -> Iterator[None]:
         yield
 
 
-def _full_tier(store: ChunkStore, damaged: set[Pack]) -> list[Pack]:
+def _full_tier(store: ChunkStore) -> list[Pack]:
+    """The packs of a full tier, or as many of the oldest as one merge may copy."""
     tiers: dict[int, list[Pack]] = defaultdict(list)
-    for pack in store.packs.packs:
-        if pack.nbytes <= _LARGEST_BYTES and pack not in damaged:
+    for pack in reversed(store.packs.packs):
+        if pack.nbytes <= _LARGEST_BYTES and not pack.damaged:
             tiers[_tier(pack.nbytes)].append(pack)
-    return next((packs for packs in tiers.values() if len(packs) >= FAN_IN), [])
+    full = next((packs for packs in tiers.values() if len(packs) >= FAN_IN), [])
+    sizes = accumulate(pack.nbytes for pack in full)
+    return [pack for pack, size in zip(full, sizes, strict=True) if size <= _MERGED_BYTES]
 
 
 def _tier(nbytes: int) -> int:
@@ -71,19 +84,17 @@ def _tier(nbytes: int) -> int:
     return tier
 
 
-def _merge(store: ChunkStore, packs: list[Pack], damaged: set[Pack]) -> int:
+def _merge(store: ChunkStore, packs: list[Pack]) -> int:
     entries: dict[ChunkId, Entry] = {}
     with store.folder.new_file("pack" + PACK) as merged:
         merged.write(MAGIC)
         for pack in packs:
-            if not _copy(pack, merged, entries):
-                damaged.add(pack)
-        whole = [pack for pack in packs if pack not in damaged]
-        if not whole:
+            entries |= _copy(store, pack, merged, entries.keys())
+        whole = [pack for pack in packs if not pack.damaged]
+        if len(whole) < 2:
             return 0
         publish_pack(store, merged, entries)
     for pack in whole:
-        # Threads that are reading from it keep its file open until they are done.
         store.packs.forget(pack)
         # The index first: a pack without one is invisible, an index without its pack would mislead.
         store.folder.remove(pack.name + INDEX)
@@ -91,24 +102,42 @@ def _merge(store: ChunkStore, packs: list[Pack], damaged: set[Pack]) -> int:
     return len(whole) - 1
 
 
-def _copy(pack: Pack, merged: NewFile, entries: dict[ChunkId, Entry]) -> bool:
-    """Append a pack's records; False when it is damaged, with the sound records before the damage copied."""
+def _copy(store: ChunkStore, pack: Pack, merged: NewFile, have: Container[ChunkId]) -> dict[ChunkId, Entry]:
+    """Append the records that ``merged`` lacks; none of a pack that turns out to be damaged, and is then marked so."""
+    start = merged.size
+    entries: dict[ChunkId, Entry] = {}
     scratch = Scratch()
     batch = bytearray()
-    sound = True
     for chunk, entry in sorted(pack.index.items(), key=lambda item: item[1].offset):
-        if chunk in entries:
+        if chunk in have:
             continue
-        record = scratch.take(HEADER_BYTES + entry.stored_length)
-        try:
-            pack.read_record(chunk, entry, record)
-        except CorruptionError:
-            sound = False
-            break
-        entries[chunk] = entry._replace(offset=merged.size + len(batch))
-        batch += record
+        record = _sound_record(pack, chunk, entry, scratch)
+        if record is not None:
+            entries[chunk] = entry._replace(offset=merged.size + len(batch))
+            batch += record
+        elif not _is_elsewhere(store, pack, chunk, scratch):
+            pack.damaged = True
+        if pack.damaged:
+            merged.truncate(start)
+            return {}
         if len(batch) >= _WRITE_BYTES:
             merged.write(batch)
             batch = bytearray()
     merged.write(batch)
-    return sound
+    return entries
+
+
+def _sound_record(pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) -> memoryview | None:
+    if chunk in pack.bad:
+        return None
+    try:
+        return pack.read_record(chunk, entry, scratch)
+    except CorruptionError:
+        return None
+
+
+def _is_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, scratch: Scratch) -> bool:
+    return any(
+        other is not pack and _sound_record(other, chunk, entry, scratch) is not None
+        for other, entry in store.packs.copies(chunk)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 from coral.errors import CorruptionError
 from coral.format import codecs
 from coral.format.chunking import chunk_count, spans
+from coral.format.dtypes import item_bytes
 from coral.format.manifest import TensorRecord
-from coral.format.pack import KIND_CHUNK, KIND_LIST
+from coral.format.pack import KIND_LIST, Entry
 from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
 from coral.objects.packs import PackSet
 from coral.objects.scratch import Scratch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from coral.storage.folder import Folder
 
 _WINDOW_PER_THREAD = 2
+_LARGEST_ARRAY = (1 << 63) - 1
 
 
 class ChunkStore:
@@ -88,9 +91,26 @@ class ChunkStore:
 
     def get_bytes(self, content: ContentRef, nbytes: int) -> bytes:
         """Plain bytes that :meth:`put_bytes` stored. Raises CorruptionError."""
+        record = TensorRecord("data", "U8", (nbytes,), content)
+        self.check(record)
         out = bytearray(nbytes)
-        self.read_into(TensorRecord("data", "U8", (nbytes,), content), memoryview(out))
+        self.read_into(record, memoryview(out))
         return bytes(out)
+
+    def check(self, record: TensorRecord) -> None:
+        """See that the store holds what makes up such a tensor, without reading it: to be called before allocating.
+
+        A manifest may be hostile. The memory to allocate for a record that passes is bounded by what is stored.
+
+        Raises:
+            CorruptionError: a shape that no tensor can have, or one that the chunks do not fit; a chunk is missing.
+        """
+        refuse_absurd(record)
+        if record.content.startswith("hex:"):
+            inline_bytes(record)
+            return
+        for chunk, (start, stop) in zip(self.chunk_ids(record), spans(record.dtype, record.shape), strict=True):
+            self.packs.locate(chunk, nbytes=stop - start)
 
     def chunk_ids(self, record: TensorRecord) -> list[ChunkId]:
         """The ids of a tensor's chunks, in order; none for one that stands inline in the manifest."""
@@ -98,14 +118,12 @@ class ChunkStore:
         if kind == "hex":
             return []
         ident = ChunkId(bytes.fromhex(text))
-        if kind == "b3":
-            ids = [ident]
-        else:
-            data = self._read_list(ident)
-            ids = [ChunkId(data[at : at + ID_BYTES]) for at in range(0, len(data), ID_BYTES)]
-        if len(ids) != chunk_count(record.dtype, record.shape):
-            raise CorruptionError(f"the tensor {record.name} of shape {list(record.shape)} lists {len(ids)} chunks")
-        return ids
+        count = chunk_count(record.dtype, record.shape)
+        data = ident if kind == "b3" else self._read_list(ident)
+        if len(data) != count * ID_BYTES:
+            found = len(data) // ID_BYTES
+            raise CorruptionError(f"the tensor {record.name} of shape {list(record.shape)} lists {found} chunks")
+        return [ChunkId(data[at : at + ID_BYTES]) for at in range(0, len(data), ID_BYTES)]
 
     def read_into(self, record: TensorRecord, out: memoryview) -> None:
         """Fill ``out`` with a tensor's bytes, decoded in parallel and verified against their ids.
@@ -150,12 +168,13 @@ class ChunkStore:
 
     def read_chunk(self, chunk: ChunkId, out: memoryview) -> None:
         """Fill ``out`` with one chunk, verified. Raises CorruptionError."""
-        entry, payload = self.packs.read_record(chunk, self._scratch)
-        if entry.kind != KIND_CHUNK or entry.raw_length != len(out):
-            raise CorruptionError(f"the chunk {chunk.hex()} holds {entry.raw_length} bytes, not {len(out)}")
-        codecs.decode_into(entry.codec, entry.item, payload, out)
-        if chunk_id(out) != chunk:
-            raise CorruptionError(f"the chunk {chunk.hex()} decodes to other bytes", hint="run coral fsck")
+
+        def decode(entry: Entry, payload: memoryview) -> None:
+            codecs.decode_into(entry.codec, entry.item, payload, out)
+            if chunk_id(out) != chunk:
+                raise CorruptionError(f"the chunk {chunk.hex()} decodes to other bytes", hint="run coral fsck")
+
+        self.packs.read(chunk, self._scratch, decode, nbytes=len(out))
 
     def _fresh_chunk(self, chunk: ChunkId, length: int) -> bytearray:
         out = bytearray(length)
@@ -163,11 +182,13 @@ class ChunkStore:
         return out
 
     def _read_list(self, ident: ChunkId) -> bytes:
-        entry, payload = self.packs.read_record(ident, self._scratch)
-        data = bytes(payload)
-        if entry.kind != KIND_LIST or len(data) % ID_BYTES or list_id(data) != ident:
-            raise CorruptionError(f"the chunk list {ident.hex()} is damaged", hint="run coral fsck")
-        return data
+        def copy(entry: Entry, payload: memoryview) -> bytes:
+            data = bytes(payload)
+            if len(data) % ID_BYTES or list_id(data) != ident:
+                raise CorruptionError(f"the chunk list {ident.hex()} is damaged", hint="run coral fsck")
+            return data
+
+        return self.packs.read(ident, self._scratch, copy, kind=KIND_LIST)
 
 
 def _call_off(jobs: Iterable[Future[None]]) -> None:
@@ -182,6 +203,12 @@ def _call_off(jobs: Iterable[Future[None]]) -> None:
 def _cores() -> int:
     # What this process may use; macOS cannot say.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def refuse_absurd(record: TensorRecord) -> None:
+    """Raise CorruptionError for a shape that no array can have, as numpy counts: sizes of zero left aside."""
+    if math.prod(size or 1 for size in record.shape) * item_bytes(record.dtype) > _LARGEST_ARRAY:
+        raise CorruptionError(f"the tensor {record.name} has the shape {list(record.shape)}, which no tensor can have")
 
 
 def inline_bytes(record: TensorRecord) -> bytes:

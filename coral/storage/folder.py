@@ -40,6 +40,7 @@ _HINTS = {
 }
 _WRITEBACK_BYTES = 8 << 20
 _STALE_TMP_SECONDS = 60.0
+_MAP_BYTES = 16 << 20
 
 
 @contextlib.contextmanager
@@ -286,11 +287,13 @@ class Folder:
             return path.read_bytes()
 
     def map(self, key: str) -> mmap.mmap | bytes:
-        """The bytes of a file, mapped rather than read (an empty file cannot be mapped)."""
+        """The bytes of a file. A large one is mapped rather than read; the mapping keeps a descriptor open."""
         path = self.path(key)
-        with translate_errors(path), path.open("rb") as file:
+        with translate_errors(path), path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) if size else b""
+            if size <= _MAP_BYTES:
+                return file.read(size)
+            return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
 
     def open(self, key: str) -> ReadFile:
         """Open a file for reading at offsets. Raises NotFoundError."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coral.errors import CoralError, CorruptionError
+from coral.errors import CoralError
 from coral.format.manifest import Manifest, TensorRecord
 
 if TYPE_CHECKING:
@@ -134,9 +134,7 @@ class Checker:
 
     def _check_record(self, record: TensorRecord) -> None:
         if not self._read_data:
-            for chunk in self._store.chunk_ids(record):
-                if chunk not in self._store.packs:
-                    raise CorruptionError(f"the chunk {chunk.hex()} is missing from the store")
+            self._store.check(record)
             return
         for piece in self._store.iterate(record):
             length = memoryview(piece).nbytes

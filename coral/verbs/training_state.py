@@ -21,6 +21,7 @@ def read_state(store: ChunkStore, manifest: Manifest) -> object:
         if name not in manifest:
             raise CorruptionError(f"a training state refers to a tensor {name!r} that it does not hold")
         record = manifest[name]
+        store.check(record)
         tensor, out = framework(framework_name).empty(record.dtype, record.shape)
         store.read_into(record, out)
         return tensor

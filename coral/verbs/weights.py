@@ -38,6 +38,7 @@ class Weights(Mapping[str, object]):
     def __getitem__(self, name: str) -> object:
         """Read one tensor. Raises TensorNotFoundError, CorruptionError."""
         view, record = self._entry(name)
+        self._store.check(record)
         tensor, out = self._framework.empty(record.dtype, record.shape if view.stride is None else _flat(record))
         self._store.read_into(record, out)
         if view.stride is None:

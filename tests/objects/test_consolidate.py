@@ -14,7 +14,12 @@ import pytest
 
 from coral.errors import CorruptionError, StorageError
 from coral.format.manifest import TensorRecord
+from coral.format.pack import Entry
+from coral.ids import ChunkId, chunk_id
 from coral.objects import ChunkStore
+from coral.objects import consolidate as module
+from coral.objects.packs import Pack
+from coral.objects.scratch import Scratch
 from coral.storage.folder import Folder
 from tests.objects.helpers import Tensor, noise, open_store, packs_of, read, stored_chunks, write
 from tests.storage.test_folder import start_python
@@ -37,6 +42,14 @@ def fill(root: Path, count: int, start: int = 0, length: int = 2000) -> dict[Ten
         record, shared = write(store, Tensor(f"t{seed}", data), Tensor("shared", noise(10**6, 100)))
         stored |= {record: data, shared: noise(10**6, 100)}
     return stored
+
+
+def damage(path: Path, at: int = 200) -> None:
+    """Flip a bit of a file."""
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
 
 
 def holds(store: ChunkStore, stored: dict[TensorRecord, bytes]) -> bool:
@@ -85,15 +98,25 @@ def test_stale_readers_keep_reading(tmp_path: Path) -> None:
     assert len(stale.packs.packs) == 1
 
 
-def test_a_read_under_way_ends_well(tmp_path: Path) -> None:
-    """A thread that is reading from a pack while the same store object merges it away reads on."""
-    fill(tmp_path, 8)
+def test_a_read_under_way_ends_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has found a record when the same store object merges its pack away finds it again elsewhere."""
+    stored = fill(tmp_path, 8)
     store = open_store(tmp_path)
-    pack = store.packs.packs[0]
-    chunk, entry = next(pack.index.items())
-    before = bytes(pack.read_record(chunk, entry, memoryview(bytearray(5000))))
-    assert store.consolidate() == 7
-    assert bytes(pack.read_record(chunk, entry, memoryview(bytearray(5000)))) == before
+    merged: list[int] = []
+
+    def consolidate_first(pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) -> memoryview:
+        with monkeypatch.context() as patch:
+            patch.setattr(Pack, "read_record", real)
+            merged.append(store.consolidate())
+        return real(pack, chunk, entry, scratch)
+
+    real = Pack.read_record
+    monkeypatch.setattr(Pack, "read_record", consolidate_first)
+    record = next(iter(stored))
+    out = bytearray(record.nbytes)
+    store.read_into(record, memoryview(out))
+    assert bytes(out) == stored[record]
+    assert merged[0] == 7
 
 
 def in_threads(*works: Callable[[], object]) -> None:
@@ -246,10 +269,7 @@ def test_a_damaged_pack_is_left_alone(tmp_path: Path) -> None:
     """Consolidation merges the sound packs, keeps the damaged one for fsck, and does not fail the commit."""
     stored = fill(tmp_path, 9)
     path = sorted((tmp_path / "packs").glob("*.pack"))[4]
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[200] ^= 1
-    path.write_bytes(data)
+    damage(path)
     store = open_store(tmp_path)
     assert store.consolidate() > 0
     assert path.exists()
@@ -262,6 +282,63 @@ def test_a_damaged_pack_is_left_alone(tmp_path: Path) -> None:
             damaged.append(record.name)
     assert damaged == ["t4"]
     assert store.consolidate() == 0
+    write(store, Tensor("t4", noise(4, 2000)))
+    assert holds(open_store(tmp_path), stored), "what consolidation found damaged, the next commit of it heals"
+
+
+def test_a_damaged_pack_is_not_copied_again_and_again(tmp_path: Path) -> None:
+    """However often the tier of a damaged pack fills, its sound records are not stored another time."""
+    fill(tmp_path, 1, length=2000)
+    write(open_store(tmp_path), Tensor("sound", noise(50, 3000)), Tensor("hurt", noise(51, 3000)))
+    damage(max((tmp_path / "packs").glob("*.pack")), at=4000)
+    for turn in range(1, 5):
+        fill(tmp_path, 7, start=7 * turn)
+        assert open_store(tmp_path).consolidate() > 0
+    found = stored_chunks(open_store(tmp_path))
+    assert found.count(chunk_id(noise(50, 3000))) == 1
+
+
+def test_a_healed_record_is_left_behind(tmp_path: Path) -> None:
+    """Once a damaged chunk was committed again, consolidation merges its old pack without it, and all reads."""
+    stored = fill(tmp_path, 6)
+    records = write(open_store(tmp_path), Tensor("sound", noise(50, 3000)), Tensor("hurt", noise(51, 3000)))
+    hurt = max((tmp_path / "packs").glob("*.pack"))
+    damage(hurt, at=4000)
+    healer = open_store(tmp_path)
+    with pytest.raises(CorruptionError):
+        read(healer, records[1])
+    write(healer, Tensor("hurt", noise(51, 3000)))
+    assert open_store(tmp_path).consolidate() == 7
+    assert not hurt.exists()
+    assert len(packs_of(tmp_path)) == 2
+    assert holds(open_store(tmp_path), stored | dict(zip(records, (noise(50, 3000), noise(51, 3000)), strict=True)))
+
+
+def test_a_pack_that_goes_away_meanwhile_does_not_fail_the_commit(tmp_path: Path) -> None:
+    """Nothing that consolidation meets is told to a commit that has landed, not even a missing file."""
+    fill(tmp_path, 8)
+    for path in (tmp_path / "packs").iterdir():
+        stale = open_store(tmp_path)
+        path.rename(tmp_path / path.name)
+        assert stale.consolidate() == 0
+        (tmp_path / path.name).rename(path)
+
+
+def test_a_merge_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One commit waits for the copying of so many bytes at most; the next ones go on with what is left."""
+    assert module._MERGED_BYTES == 256 << 20
+    monkeypatch.setattr(module, "_MERGED_BYTES", 5 * 2300)
+    stored = fill(tmp_path, 30)
+    assert open_store(tmp_path).consolidate() == 4
+    turns = 0
+    while open_store(tmp_path).consolidate():
+        turns += 1
+    assert turns > 2
+    assert len(packs_of(tmp_path)) < 2 * 8
+    assert holds(open_store(tmp_path), stored)
+    monkeypatch.setattr(module, "_LARGEST_BYTES", 1000)
+    fill(tmp_path, 9, start=30)
+    assert open_store(tmp_path).consolidate() == 0, "packs that are large enough stay as they are"
 
 
 class Full(Folder):
@@ -289,6 +366,6 @@ def test_a_torn_listing_is_not_believed(tmp_path: Path, monkeypatch: pytest.Monk
     for pack in store.packs.packs:
         store.packs.forget(pack)
     real = Folder.names
-    listings = [[real(store.folder)[-2]]]
+    listings = [real(store.folder)[-2:]]
     monkeypatch.setattr(Folder, "names", lambda folder, key="": listings.pop() if listings else real(folder, key))
     assert read(store, record) == stored[record]
