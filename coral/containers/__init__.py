@@ -11,16 +11,32 @@ from pathlib import Path
 
 from coral.containers import npy, safetensors, torchzip, zips
 from coral.containers.file import Output, Parsed, ParsedFile, ReadRecord, TensorView, write_record
-from coral.containers.source import BufferSource, TensorSource
+from coral.containers.source import FileRange, FileSource, TensorSource
 from coral.containers.zips import NotThisError
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 
-__all__ = ["Output", "ParsedFile", "ReadRecord", "TensorSource", "TensorView", "parse", "restore", "views"]
+__all__ = [
+    "Output",
+    "ParsedFile",
+    "ReadRecord",
+    "TensorSource",
+    "TensorView",
+    "check_skeleton",
+    "parse",
+    "restore",
+    "views",
+]
 
 OPAQUE_NAME = "data"
 """The name of an opaque file's one record."""
 
+_SKELETON_LIMITS = {
+    "safetensors": safetensors.SKELETON_LIMIT,
+    "npy": npy.SKELETON_LIMIT,
+    "npz": zips.SKELETON_LIMIT,
+    "torch": zips.SKELETON_LIMIT,
+}
 _POINTER_STARTS = (b"version https://git-lfs", b"coral manifest ", b"coral pointer ")
 
 
@@ -34,6 +50,7 @@ def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
     Raises:
         FormatError: a file named ``.safetensors`` that is malformed.
         NotFoundError, StorageError: the file cannot be read.
+        ConflictError: the file became shorter while it was read.
         UsageError: a folder, pipe or device.
     """
     if opaque:
@@ -42,7 +59,7 @@ def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
     return ParsedFile(path, lambda data: _parse_content(data, named_safetensors=named_safetensors))
 
 
-def _parse_content(data: memoryview, *, named_safetensors: bool) -> Parsed:
+def _parse_content(data: FileRange, *, named_safetensors: bool) -> Parsed:
     is_zip = zips.is_zip(data) and not safetensors.looks_like_safetensors(data)
     if safetensors.looks_like_safetensors(data) or (named_safetensors and not is_zip):
         try:
@@ -57,7 +74,7 @@ def _parse_content(data: memoryview, *, named_safetensors: bool) -> Parsed:
         return _parse_opaque(data)
 
 
-def _parse_archive(data: memoryview) -> Parsed:
+def _parse_archive(data: FileRange) -> Parsed:
     if npy.looks_like_npy(data):
         return npy.parse_npy(data)
     if not zips.is_zip(data):
@@ -69,8 +86,8 @@ def _parse_archive(data: memoryview) -> Parsed:
         return npy.parse_npz(data, members)
 
 
-def _explained(error: FormatError, data: memoryview) -> FormatError:
-    if bytes(data[:32]).startswith(_POINTER_STARTS):
+def _explained(error: FormatError, data: FileRange) -> FormatError:
+    if data.read(0, 32).startswith(_POINTER_STARTS):
         return FormatError(
             "this is a pointer to a file, not the safetensors file itself",
             hint="fetch the real file first (git lfs pull), or add it with --opaque",
@@ -78,8 +95,21 @@ def _explained(error: FormatError, data: memoryview) -> FormatError:
     return FormatError(error.message, hint=error.hint or "the file is damaged; save it again, or add it with --opaque")
 
 
-def _parse_opaque(data: memoryview) -> Parsed:
-    return Parsed("opaque", None, (), [BufferSource(OPAQUE_NAME, "U8", (len(data),), data)])
+def _parse_opaque(data: FileRange) -> Parsed:
+    return Parsed("opaque", None, (), [FileSource(OPAQUE_NAME, "U8", (len(data),), data)])
+
+
+def check_skeleton(manifest: Manifest) -> None:
+    """Refuse a manifest whose skeleton is longer than any that :func:`parse` makes, before memory is taken for it.
+
+    Raises:
+        FormatError: the length cannot be.
+    """
+    limit = _SKELETON_LIMITS.get(manifest.container, 0)
+    if manifest.skeleton is not None and manifest.skeleton.nbytes > limit:
+        raise FormatError(
+            f"a {manifest.container} skeleton of {manifest.skeleton.nbytes} bytes; at most {limit} can be"
+        )
 
 
 def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: Output) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from coral.containers.source import TensorSource
-from coral.errors import CorruptionError, UsageError
+from coral.containers.source import FileRange, OpenFile, TensorSource
+from coral.errors import CorruptionError
 from coral.format.manifest import TensorRecord
-from coral.storage.folder import translate_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -60,57 +55,41 @@ class Parsed(NamedTuple):
 
 
 class ParsedFile:
-    """A file taken apart into tensors and the rest; a context manager that keeps the file mapped.
+    """A file taken apart into tensors and the rest; a context manager that keeps the file open.
 
     Attributes:
         container: one of :data:`coral.format.manifest.CONTAINER_NAMES`.
         skeleton: the bytes that are not tensors; None when they regenerate ("canonical").
         metadata: the container's own key-value pairs, in its order.
-        tensors: in the file's order; their bytes are slices of the mapping.
+        tensors: in the file's order; readable while the file is open, and what was read stays valid.
     """
 
-    def __init__(self, path: Path, parse: Callable[[memoryview], Parsed]) -> None:
-        self._mapping = _map(path)
+    def __init__(self, path: Path, parse: Callable[[FileRange], Parsed]) -> None:
+        self._file = OpenFile(path)
         try:
-            with memoryview(self._mapping) as data:
-                # A slice has a life of its own, so that tensors handed out outlive the view taken here.
-                parsed = parse(data[:])
+            parsed = parse(FileRange(self._file, 0, self._file.size))
         except BaseException:
-            self._unmap()
+            self._file.close()
             raise
         self.container = parsed.container
         self.skeleton = parsed.skeleton
         self.metadata = parsed.metadata
         self.tensors = parsed.tensors
 
-    def close(self) -> None:
-        """Let go of the file; its memory stays mapped while a slice of it is still held somewhere."""
-        self.tensors = ()
-        self._unmap()
+    def check_unchanged(self) -> None:
+        """Raise ConflictError when the file changed since it was opened, as far as its size and times tell."""
+        self._file.check_unchanged()
 
-    def _unmap(self) -> None:
-        if isinstance(self._mapping, mmap.mmap):
-            with contextlib.suppress(BufferError):
-                self._mapping.close()
+    def close(self) -> None:
+        """Let go of the file."""
+        self.tensors = ()
+        self._file.close()
 
     def __enter__(self) -> ParsedFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _map(path: Path) -> mmap.mmap | bytes:
-    with translate_errors(path):
-        # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise UsageError(f"{path} is not a regular file")
-            return mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ) if status.st_size else b""
-        finally:
-            os.close(fd)
 
 
 def write_record(record: TensorRecord, read: ReadRecord, write: Callable[[Buffer], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from coral.containers import zips
 from coral.containers.file import Output, Parsed, ReadRecord, write_record
-from coral.containers.source import BufferSource
+from coral.containers.source import FileRange, FileSource
 from coral.containers.zips import Member, NotThisError, Span
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
@@ -17,8 +17,10 @@ from coral.format.manifest import Manifest
 ARRAY_NAME: Final = "array"
 """The name of the one array of a ``.npy`` file."""
 
+SKELETON_LIMIT: Final = 1 << 16
+"""Most bytes before an array; one that starts later is kept whole."""
+
 _MAGIC = b"\x93NUMPY"
-_HEADER_LIMIT = 1 << 16
 _SUFFIX = ".npy"
 # Exactly what numpy writes; anything else is kept as bytes.
 _HEADER = re.compile(
@@ -48,28 +50,29 @@ class _Array(NamedTuple):
     start: int
 
 
-def looks_like_npy(data: memoryview) -> bool:
+def looks_like_npy(data: FileRange) -> bool:
     """Whether the bytes begin as a ``.npy`` file does."""
-    return bytes(data[: len(_MAGIC)]) == _MAGIC
+    return data.read(0, len(_MAGIC)) == _MAGIC
 
 
-def parse_npy(data: memoryview) -> Parsed:
+def parse_npy(data: FileRange) -> Parsed:
     """Take a ``.npy`` file apart. Raises NotThisError when it is not a whole one."""
     dtype, shape, start = _read_header(data)
-    return Parsed("npy", bytes(data[:start]), (), [BufferSource(ARRAY_NAME, dtype, shape, data[start:])])
+    array = FileSource(ARRAY_NAME, dtype, shape, data.part(start, len(data)))
+    return Parsed("npy", data.read(0, start), (), [array])
 
 
-def parse_npz(data: memoryview, members: Sequence[Member]) -> Parsed:
+def parse_npz(data: FileRange, members: Sequence[Member]) -> Parsed:
     """Take a ``.npz`` archive apart; its compressed members stay in the skeleton. Raises NotThisError."""
     spans, sources = [], []
     for member in members:
-        content = data[member.start : member.stop]
+        content = data.part(member.start, member.stop)
         if not member.name.endswith(_SUFFIX) or not looks_like_npy(content):
             continue
         dtype, shape, start = _read_header(content)
         name = member.name.removesuffix(_SUFFIX)
         spans.append(Span(name, member.start + start, start, member))
-        sources.append(BufferSource(name, dtype, shape, content[start:]))
+        sources.append(FileSource(name, dtype, shape, content.part(start, len(content))))
     if len({source.name for source in sources}) != len(sources):
         raise NotThisError("a member stands twice")
     return Parsed("npz", zips.make_skeleton(data, spans), (), sources)
@@ -83,15 +86,15 @@ def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecord, out: Outp
     write_record(manifest.records[0], read, out.write)
 
 
-def _read_header(data: memoryview) -> _Array:
+def _read_header(data: FileRange) -> _Array:
     """Dtype, shape and start of an array; as plain bytes when its type or order is not coral's."""
-    major = bytes(data[6:7])
+    major = data.read(6, 7)
     width = 2 if major == b"\1" else 4
-    start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
-    if major not in (b"\1", b"\2", b"\3") or start > min(len(data), _HEADER_LIMIT):
+    start = 8 + width + int.from_bytes(data.read(8, 8 + width), "little")
+    if major not in (b"\1", b"\2", b"\3") or start > min(len(data), SKELETON_LIMIT):
         raise NotThisError("a damaged .npy header")
     raw = _Array("U8", (len(data) - start,), start)
-    match = _HEADER.fullmatch(bytes(data[8 + width : start]))
+    match = _HEADER.fullmatch(data.read(8 + width, start))
     if match is None or match[1] not in _DESCRIPTIONS or match[2] == b"True":
         return raw
     dtype = _DESCRIPTIONS[match[1]]

@@ -15,8 +15,11 @@ from coral.format.dtypes import item_bytes
 PICKLE_LIMIT: Final = 32 << 20
 """Largest pickle in bytes that is looked into."""
 
+_BUDGET = 8_000_000
+_CONTAINER_COST, _MEMO_COST = 3, 2
+_LETTERS = 8
 _MAX_DEPTH = 100
-_MAX_VALUES = 500_000
+_MAX_KEY_BITS = 64
 
 
 class RefusedError(Exception):
@@ -43,6 +46,39 @@ class Tensor(NamedTuple):
 
 class _Inert:
     """A value that is no tensor and holds none."""
+
+
+class _Key(NamedTuple):
+    """The key of a dict that is no string, as text: its own hash could be made to collide, or take forever."""
+
+    kind: str
+    text: str
+
+
+class _Nameless(NamedTuple):
+    """A key whose text would not be the same in every process; no tensor may stand below it."""
+
+    number: int
+
+
+class _Budget:
+    """The work that one pickle may cause in all: about a small object made, or looked at, for each unit of it.
+
+    Ten bytes of a pickle can ask for a million objects to be walked or copied, and then do so again.
+    """
+
+    def __init__(self) -> None:
+        self._left = _BUDGET
+
+    def spend(self, units: int) -> None:
+        """Raise RefusedError when more was spent than there was."""
+        self._left -= units
+        if self._left < 0:
+            raise RefusedError("too much work")
+
+    def spend_text(self, letters: int) -> None:
+        """As :meth:`spend`, for a text of so many letters."""
+        self.spend(1 + letters // _LETTERS)
 
 
 class _Global(NamedTuple):
@@ -90,41 +126,52 @@ _DTYPES: Final = {
 }
 
 
-def find_tensors(pickle: bytes) -> Iterator[tuple[str, Tensor]]:
+def find_tensors(pickle: bytes) -> list[tuple[str, Tensor]]:
     """The tensors that a pickle of torch.save describes, by dotted path, in the pickle's order.
+
+    Time and memory are bounded, whatever the pickle is.
 
     Raises:
         RefusedError: the pickle is malformed, too large, or holds something else than data.
     """
     if len(pickle) > PICKLE_LIMIT:
         raise RefusedError("too large")
+    budget = _Budget()
     try:
-        root = _Machine().run(pickle)
+        return list(_walk(_Machine(budget).run(pickle), budget))
     except (ValueError, TypeError, LookupError, OverflowError, UnicodeError) as error:
         raise RefusedError(str(error)) from None
-    return _walk(root)
 
 
-def _walk(root: object) -> Iterator[tuple[str, Tensor]]:
-    pending: list[tuple[tuple[str, ...], object]] = [((), root)]
-    for _ in range(_MAX_VALUES):
-        if not pending:
-            return
-        path, value = pending.pop()
-        if isinstance(value, Tensor):
-            yield ".".join(path) or "tensor", value
-            continue
+def _walk(root: object, budget: _Budget) -> Iterator[tuple[str, Tensor]]:
+    pending: list[tuple[str | None, int, object]] = [("", 0, root)]
+    while pending:
+        path, depth, value = pending.pop()
         if isinstance(value, Storage):
             raise RefusedError("a storage outside of a tensor")
-        children = [((*path, str(key)), item) for key, item in _children(value)]
-        # A container that is shared many times over is walked as often, so both directions have a bound.
-        if children and (len(path) >= _MAX_DEPTH or len(pending) + len(children) > _MAX_VALUES):
+        if isinstance(value, Tensor):
+            if path is None:
+                raise RefusedError("a tensor in a place without a name")
+            budget.spend(len(value.shape))
+            yield path or "tensor", value
+            continue
+        children = _children(value, budget)
+        if children and depth >= _MAX_DEPTH:
             raise RefusedError("nested too deep")
-        pending.extend(reversed(children))
-    raise RefusedError("too many values")
+        # A container that is shared many times over is walked as often, and pays each time.
+        pending += [(_path(path, depth, key, budget), depth + 1, item) for key, item in reversed(children)]
 
 
-def _children(value: object) -> list[tuple[object, object]]:
+def _path(path: str | None, depth: int, key: object, budget: _Budget) -> str | None:
+    """The path of an item; None below a key that has no name."""
+    if path is None or isinstance(key, _Nameless):
+        return None
+    name = key.text if isinstance(key, _Key) else str(key)
+    budget.spend_text(len(path) + len(name))
+    return f"{path}.{name}" if depth else name
+
+
+def _children(value: object, budget: _Budget) -> list[tuple[object, object]]:
     """The items of a container that are, or may hold, tensors; by key or index."""
     if isinstance(value, dict):
         items: Iterable[tuple[object, object]] = value.items()
@@ -132,19 +179,22 @@ def _children(value: object) -> list[tuple[object, object]]:
         items = enumerate(value)
     else:
         return []
+    budget.spend(len(value))
     return [(key, item) for key, item in items if isinstance(item, dict | list | tuple)]
 
 
 class _Machine:
     """Just the opcodes that torch.save and Python's own pickler write in protocols 2 to 5."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: _Budget) -> None:
         self._stack: list[object] = []
         self._memo: dict[int, object] = {}
+        self.budget = budget
 
     def run(self, pickle: bytes) -> object:
         for opcode, argument, _ in pickletools.genops(pickle):
             name = opcode.name
+            self.budget.spend(_COSTS.get(name, 1))
             if name in _LITERALS:
                 self._stack.append(argument)
             elif name == "STOP":
@@ -193,7 +243,7 @@ class _Machine:
         self._stack.append(tuple(self._pop_mark()))
 
     def set_of_marked(self, _: object) -> None:
-        _no_tensors(self._pop_mark())
+        _no_tensors(self._pop_mark(), self.budget)
         self._stack.append(_Inert())
 
     def tuple1(self, _: object) -> None:
@@ -218,7 +268,7 @@ class _Machine:
         target.extend(items)
 
     def add_items(self, _: object) -> None:
-        _no_tensors(self._pop_mark())
+        _no_tensors(self._pop_mark(), self.budget)
 
     def set_item(self, _: object) -> None:
         value, key = self._stack.pop(), self._stack.pop()
@@ -231,8 +281,7 @@ class _Machine:
         target = self._stack[-1]
         if not isinstance(target, dict):
             raise RefusedError("items for no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+        _fill(target, zip(items[::2], items[1::2], strict=True), self.budget)
 
     def put(self, index: object) -> None:
         assert isinstance(index, int)
@@ -254,7 +303,9 @@ class _Machine:
 
     def find_stack_global(self, _: object) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._stack.append(_allowed(str(module), str(name)))
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise RefusedError("a global whose name is no text")
+        self._stack.append(_allowed(module, name))
 
     def persistent_id(self, _: object) -> None:
         self._stack.append(_storage(self._stack.pop()))
@@ -263,12 +314,12 @@ class _Machine:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Global) or type(arguments) is not tuple:
             raise RefusedError("a call of something that is no known constructor")
-        self._stack.append(_CONSTRUCTORS[function](arguments))
+        self._stack.append(_CONSTRUCTORS[function](arguments, self.budget))
 
     def build(self, _: object) -> None:
         # Attributes of an OrderedDict, or a numpy array's data; neither is a tensor's own.
         state = self._stack.pop()
-        _no_tensors([state])
+        _no_tensors([state], self.budget)
         if not isinstance(self._stack[-1], dict | _Inert):
             raise RefusedError("a state for something that has none")
 
@@ -321,6 +372,12 @@ _OPCODES: Final[dict[str, Callable[[_Machine, object], None]]] = {
     "BUILD": _Machine.build,
 }
 
+_COSTS: Final = {
+    **dict.fromkeys(("EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "FROZENSET", "REDUCE"), 1 + _CONTAINER_COST),
+    **dict.fromkeys(("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPERSID"), 1 + _CONTAINER_COST),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT", "MEMOIZE"), 1 + _MEMO_COST),
+}
+
 
 def _allowed(module: str, name: str) -> _Global:
     found = _Global(module, name)
@@ -330,27 +387,41 @@ def _allowed(module: str, name: str) -> _Global:
     return found
 
 
-def _key(key: object) -> object:
-    # Only flat keys: the hash of a tuple nested a million deep overflows the interpreter's own stack.
+def _fill(target: dict[object, object], pairs: Iterable[tuple[object, object]], budget: _Budget) -> None:
+    for key, value in pairs:
+        known = _key(key, len(target), budget)
+        if known in target:
+            raise RefusedError("a key stands twice")
+        target[known] = value
+
+
+def _key(key: object, number: int, budget: _Budget) -> object:
+    """What a key is kept as: text is itself, any other plain value and flat tuple its kind and text."""
+    if isinstance(key, str):
+        return key
     flat = key if type(key) is tuple else (key,)
-    if not all(isinstance(item, str | int | float | bytes | _Inert | None) for item in flat):
-        raise RefusedError("a key that is no plain value")
-    return key
+    budget.spend(_CONTAINER_COST + len(flat))
+    for item in flat:
+        if isinstance(item, str | bytes):
+            budget.spend_text(len(item))
+        elif isinstance(item, int) and item.bit_length() > _MAX_KEY_BITS:
+            raise RefusedError("a key that is a huge number")
+        elif not isinstance(item, int | float | _Inert | None):
+            raise RefusedError("a key that is no plain value")
+    if any(isinstance(item, _Inert) for item in flat):
+        return _Nameless(number)
+    return _Key(type(key).__name__, str(key))
 
 
-def _no_tensors(values: list[object]) -> None:
+def _no_tensors(values: list[object], budget: _Budget) -> None:
     """Refuse tensors where they would have no path."""
     pending = list(values)
-    for _ in range(_MAX_VALUES):
-        if not pending:
-            return
+    while pending:
         value = pending.pop()
         if isinstance(value, Tensor | Storage):
             raise RefusedError("a tensor in a place without a name")
-        pending.extend(item for _, item in _children(value))
-        if len(pending) > _MAX_VALUES:
-            break
-    raise RefusedError("too many values")
+        budget.spend(1)
+        pending.extend(item for _, item in _children(value, budget))
 
 
 def _storage(persistent: object) -> Storage:
@@ -385,7 +456,7 @@ def _tensor(storage: object, offset: object, layout: tuple[object, object], dtyp
     return Tensor(storage, dtype, sizes, steps, _size(offset))
 
 
-def _rebuild_v2(arguments: tuple[object, ...]) -> Tensor:
+def _rebuild_v2(arguments: tuple[object, ...], _: _Budget) -> Tensor:
     # (storage, offset, shape, stride, requires_grad, hooks[, metadata]); metadata says conjugate and negative views.
     if not 4 <= len(arguments) <= 7 or any(arguments[6:]):
         raise RefusedError("a conjugate or negative view")
@@ -393,7 +464,7 @@ def _rebuild_v2(arguments: tuple[object, ...]) -> Tensor:
     return _tensor(storage, offset, (shape, stride), None)
 
 
-def _rebuild_v3(arguments: tuple[object, ...]) -> Tensor:
+def _rebuild_v3(arguments: tuple[object, ...], _: _Budget) -> Tensor:
     # (storage, offset, shape, stride, requires_grad, hooks, dtype[, metadata])
     if not 7 <= len(arguments) <= 8 or any(arguments[7:]):
         raise RefusedError("a conjugate or negative view")
@@ -404,35 +475,35 @@ def _rebuild_v3(arguments: tuple[object, ...]) -> Tensor:
     return _tensor(storage, offset, (shape, stride), _DTYPES[dtype.name])
 
 
-def _rebuild_parameter(arguments: tuple[object, ...]) -> Tensor:
+def _rebuild_parameter(arguments: tuple[object, ...], _: _Budget) -> Tensor:
     # (tensor, requires_grad, hooks[, state])
     if not 3 <= len(arguments) <= 4 or not isinstance(arguments[0], Tensor) or any(arguments[3:]):
         raise RefusedError("a malformed parameter")
     return arguments[0]
 
 
-def _dict(arguments: tuple[object, ...]) -> dict[object, object]:
+def _dict(arguments: tuple[object, ...], budget: _Budget) -> dict[object, object]:
     pairs = arguments[0] if arguments else []
+    if not isinstance(pairs, dict | list):
+        raise RefusedError("a malformed mapping")
+    budget.spend(len(pairs) * _CONTAINER_COST)
     if isinstance(pairs, dict):
         return dict(pairs)
-    if not isinstance(pairs, list):
-        raise RefusedError("a malformed mapping")
-    result = {}
-    for key, value in pairs:
-        result[_key(key)] = value
+    result: dict[object, object] = {}
+    _fill(result, ((key, value) for key, value in pairs), budget)
     return result
 
 
-def _default_dict(arguments: tuple[object, ...]) -> dict[object, object]:
+def _default_dict(arguments: tuple[object, ...], _: _Budget) -> dict[object, object]:
     return {}
 
 
-def _inert(arguments: tuple[object, ...]) -> _Inert:
-    _no_tensors(list(arguments))
+def _inert(arguments: tuple[object, ...], budget: _Budget) -> _Inert:
+    _no_tensors(list(arguments), budget)
     return _Inert()
 
 
-_CONSTRUCTORS: Final[dict[_Global, Callable[[tuple[object, ...]], object]]] = {
+_CONSTRUCTORS: Final[dict[_Global, Callable[[tuple[object, ...], _Budget], object]]] = {
     _Global("torch._utils", "_rebuild_tensor"): _rebuild_v2,
     _Global("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
     _Global("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
@@ -448,6 +519,7 @@ _CONSTRUCTORS: Final[dict[_Global, Callable[[tuple[object, ...]], object]]] = {
     _Global("builtins", "frozenset"): _inert,
     _Global("builtins", "complex"): _inert,
     _Global("__builtin__", "set"): _inert,
+    _Global("__builtin__", "frozenset"): _inert,
     _Global("__builtin__", "complex"): _inert,
     _Global("numpy", "dtype"): _inert,
     _Global("numpy.core.multiarray", "scalar"): _inert,

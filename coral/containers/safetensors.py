@@ -13,13 +13,17 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol, TypeGuard, TypeVar
 
 from coral.containers.file import Output, Parsed, ReadRecord, write_record
-from coral.containers.source import BufferSource
+from coral.containers.source import FileRange, FileSource
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
 from coral.format.manifest import Manifest, TensorRecord
 
 HEADER_LIMIT: Final = 100_000_000
 """Largest header in bytes, as in the safetensors library."""
+
+_LENGTH_BYTES = 8
+SKELETON_LIMIT: Final = _LENGTH_BYTES + HEADER_LIMIT
+"""Most bytes that a skeleton has: the length and the header."""
 
 METADATA_KEY: Final = "__metadata__"
 
@@ -107,27 +111,27 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def looks_like_safetensors(data: memoryview) -> bool:
+def looks_like_safetensors(data: FileRange) -> bool:
     """Whether the bytes begin with a header length of at most 4 GB and the brace of a header."""
-    return bytes(data[4:9]) == b"\0\0\0\0{"
+    return data.read(4, 9) == b"\0\0\0\0{"
 
 
-def parse(data: memoryview) -> Parsed:
+def parse(data: FileRange) -> Parsed:
     """Take a safetensors file apart.
 
     Raises:
         FormatError: the header is not what the specification allows, or does not cover the file exactly.
     """
-    head = _head_bytes(data)
+    head = data.read(0, _head_length(data.read(0, _LENGTH_BYTES), len(data)))
     header = _parse_header(head)
     if len(head) + header.nbytes != len(data):
         raise FormatError(
             f"a safetensors file of {len(data)} bytes whose header says {len(head) + header.nbytes}",
             hint="the file is truncated or was not written completely; save it again",
         )
-    body = data[len(head) :]
+    body = data.part(len(head), len(data))
     tensors = [
-        BufferSource(entry.name, entry.dtype, entry.shape, body[entry.start : entry.stop]) for entry in header.entries
+        FileSource(entry.name, entry.dtype, entry.shape, body.part(entry.start, entry.stop)) for entry in header.entries
     ]
     regenerated = canonical_header(header.entries, header.metadata)
     return Parsed("safetensors", None if regenerated == head else head, header.metadata, tensors)
@@ -148,29 +152,30 @@ def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: O
 def _file_order(manifest: Manifest, skeleton: bytes | None) -> list[TensorRecord]:
     if skeleton is None:
         return canonical_order(manifest.records)
-    head = _head_bytes(memoryview(skeleton))
-    entries = _parse_header(head).entries
+    whole = _head_length(skeleton[:_LENGTH_BYTES], len(skeleton)) == len(skeleton)
+    entries = _parse_header(skeleton).entries if whole else ()
     theirs = {entry.name: (entry.dtype, entry.shape) for entry in entries}
     ours = {record.name: (record.dtype, record.shape) for record in manifest.records}
-    if len(head) != len(skeleton) or theirs != ours:
+    if not whole or theirs != ours:
         raise FormatError("a safetensors skeleton does not list the tensors of its manifest")
     return [manifest[entry.name] for entry in entries]
 
 
-def _head_bytes(data: memoryview) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
+def _head_length(start: bytes, size: int) -> int:
+    """Bytes of length and header, of a file of ``size`` bytes that begins with ``start``."""
+    length = int.from_bytes(start, "little")
+    if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
         raise FormatError(
-            f"a safetensors file of {len(data)} bytes is too short for its header",
+            f"a safetensors file of {size} bytes is too short for its header",
             hint="the file is truncated, or is not a safetensors file",
         )
     if length > HEADER_LIMIT:
         raise FormatError(f"a safetensors header of {length} bytes; at most {HEADER_LIMIT} are allowed")
-    return bytes(data[: 8 + length])
+    return _LENGTH_BYTES + length
 
 
 def _parse_header(head: bytes) -> _Header:
-    top = _parse_json(head[8:])
+    top = _parse_json(head[_LENGTH_BYTES:])
     metadata = _parse_metadata(top.pop(METADATA_KEY, None))
     entries = [_parse_entry(name, info) for name, info in top.items()]
     entries.sort(key=lambda entry: (entry.start, entry.stop))

@@ -1,11 +1,15 @@
-"""What a tensor's bytes come from, whatever holds them: a mapped file, an array, a GPU."""
+"""What a tensor's bytes come from: anything that reads them in ranges, such as a part of a file."""
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from coral.format.dtypes import byte_count
+from coral.errors import ConflictError, UsageError
+from coral.storage.folder import translate_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,20 +34,108 @@ class TensorSource(Protocol):
         ...
 
 
+class OpenFile:
+    """A regular file, open for reading by position.
+
+    Never mapped: a mapping kills the process (SIGBUS) when another one cuts the file short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translate_errors(path):
+            # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise UsageError(f"{path} is not a regular file")
+                self._file = os.fdopen(fd, "rb", buffering=0)
+            except BaseException:
+                os.close(fd)
+                raise
+        self.size = status.st_size
+        self._stamp = _stamp(status)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), in memory of their own.
+
+        Raises:
+            ConflictError: the file has become shorter.
+            StorageError: the disk refused.
+        """
+        data = self._read_some(start, stop)
+        if len(data) == stop - start:
+            return data
+        pieces = [data]
+        at = start + len(data)
+        while at < stop:
+            piece = self._read_some(at, stop)
+            if not piece:
+                raise self._changed()
+            pieces.append(piece)
+            at += len(piece)
+        return b"".join(pieces)
+
+    def _read_some(self, start: int, stop: int) -> bytes:
+        with translate_errors(self.path):
+            return os.pread(self._file.fileno(), stop - start, start)
+
+    def check_unchanged(self) -> None:
+        """Raise ConflictError when the file changed since it was opened, by its size and its times.
+
+        A write through a mapping, or one within the same tick of the file system's clock as the opening (some
+        milliseconds), may leave both as they were.
+        """
+        with translate_errors(self.path):
+            now = _stamp(os.fstat(self._file.fileno()))
+        if now != self._stamp:
+            raise self._changed()
+
+    def _changed(self) -> ConflictError:
+        return ConflictError(
+            f"{self.path} changed while it was read", hint="run the same again when nothing writes to the file"
+        )
+
+    def close(self) -> None:
+        """Let go of the file; harmless afterwards."""
+        self._file.close()
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns
+
+
 @dataclass(frozen=True, slots=True)
-class BufferSource:
-    """A tensor whose bytes lie in memory (or in a mapped file) as they are kept."""
+class FileRange:
+    """The bytes [first, last) of an open file."""
+
+    file: OpenFile
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of the range; those that there are, as of a slice. Raises ConflictError."""
+        part = self.part(start, stop)
+        return part.file.read(part.first, part.last)
+
+    def part(self, start: int, stop: int) -> FileRange:
+        """The bytes [start, stop) of the range, not read; those that there are, as of a slice."""
+        first = min(self.first + start, self.last)
+        return FileRange(self.file, first, max(first, min(self.first + stop, self.last)))
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """A tensor that lies in a file as it is kept."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    data: memoryview
+    data: FileRange
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return byte_count(self.dtype, self.shape)
-
-    def read(self, start: int, stop: int) -> memoryview:
-        """The bytes [start, stop), not copied."""
-        return self.data[start:stop]
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), in memory of their own. Raises ConflictError when the file has become shorter."""
+        return self.data.read(start, stop)

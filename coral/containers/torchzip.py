@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from coral.containers import zips
 from coral.containers.file import Parsed, TensorView
-from coral.containers.pickled import RefusedError, Storage, Tensor, find_tensors
-from coral.containers.source import BufferSource
+from coral.containers.pickled import PICKLE_LIMIT, RefusedError, Storage, Tensor, find_tensors
+from coral.containers.source import FileRange, FileSource
 from coral.containers.zips import Member, NotThisError, Skeleton, Span
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, item_bytes
@@ -24,18 +24,20 @@ _BYTE_ORDER = "byteorder"
 Named = Sequence[tuple[str, Tensor]]
 
 
-def parse(data: memoryview, members: Sequence[Member]) -> Parsed:
+def parse(data: FileRange, members: Sequence[Member]) -> Parsed:
     """Take a torch archive apart.
 
     Raises:
         NotThisError: not such an archive, big-endian, or with anything in its pickle that is not data.
     """
     by_name = _strip_folder(members)
-    pickle = by_name.get(_PICKLE)
-    order = by_name.get(_BYTE_ORDER)
-    if pickle is None or (order is not None and bytes(data[order.start : order.stop]) != b"little"):
-        raise NotThisError("no pickle, or a big-endian archive")
-    named = _read_pickle(bytes(data[pickle.start : pickle.stop]))
+    pickle, order = by_name.get(_PICKLE), by_name.get(_BYTE_ORDER)
+    # Both lengths come from the file: no more is read than could be meant.
+    if pickle is None or pickle.stop - pickle.start > PICKLE_LIMIT:
+        raise NotThisError("no pickle, or one that is too large")
+    if order is not None and data.read(order.start, min(order.stop, order.start + 8)) != b"little":
+        raise NotThisError("a big-endian archive")
+    named = _read_pickle(data.read(pickle.start, pickle.stop))
     storages = {name.removeprefix(_STORAGES): member for name, member in by_name.items() if name.startswith(_STORAGES)}
     sources = _name_storages(data, storages, named)
     spans = [Span(sources[key].name, member.start, 0, member) for key, member in storages.items()]
@@ -45,9 +47,9 @@ def parse(data: memoryview, members: Sequence[Member]) -> Parsed:
 
 def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
     """Every tensor of the pickle, as a view of the record that holds its storage. Raises FormatError."""
-    parts = Skeleton.from_bytes(skeleton, manifest)
+    parts = Skeleton.from_bytes(skeleton, zips.lengths(manifest))
     try:
-        named = _read_pickle(parts.read_literal(*parts.pickle, manifest))
+        named = _read_pickle(parts.read_literal(*parts.pickle))
         covering = _covering(named)
     except NotThisError as error:
         raise FormatError(f"a torch skeleton's pickle is not understood: {error}") from None
@@ -75,13 +77,15 @@ def _strip_folder(members: Sequence[Member]) -> dict[str, Member]:
 def _read_pickle(pickle: bytes) -> Named:
     """The pickle's tensors, by names that are all different."""
     named: dict[str, Tensor] = {}
+    numbers: dict[str, int] = {}
     try:
         for path, tensor in find_tensors(pickle):
             path.encode()
-            name, number = path, 1
+            name = path
             while name in named:
-                number += 1
-                name = f"{path}~{number}"
+                # Counted on from the last of the same path: a million of them must not take a million squared steps.
+                numbers[path] = numbers.get(path, 1) + 1
+                name = f"{path}~{numbers[path]}"
             named[name] = tensor
     except (RefusedError, UnicodeEncodeError) as error:
         raise NotThisError(str(error)) from None
@@ -130,24 +134,24 @@ def _covering(named: Named) -> dict[str, tuple[str, Tensor]]:
     return found
 
 
-def _name_storages(data: memoryview, storages: Mapping[str, Member], named: Named) -> dict[str, BufferSource]:
+def _name_storages(data: FileRange, storages: Mapping[str, Member], named: Named) -> dict[str, FileSource]:
     covering = _covering(named)
     known = {tensor.storage.key: tensor for _, tensor in named}
     if not set(known) <= set(storages):
         raise NotThisError("a storage is missing, or compressed")
     sources = {}
     for key, member in storages.items():
-        content = data[member.start : member.stop]
+        content = data.part(member.start, member.stop)
         if key in known and known[key].storage.nbytes != len(content):
             raise NotThisError("a storage is not as long as the pickle says")
         if key in covering:
             name, tensor = covering[key]
-            sources[key] = BufferSource(name, tensor.dtype, _logical_shape(tensor), content)
+            sources[key] = FileSource(name, tensor.dtype, _logical_shape(tensor), content)
         else:
             dtype = known[key].dtype if key in known else "U8"
             if len(content) % item_bytes(dtype):
                 raise NotThisError("a storage that is no whole number of elements")
-            sources[key] = BufferSource(_STORAGES + key, dtype, (len(content) // item_bytes(dtype),), content)
+            sources[key] = FileSource(_STORAGES + key, dtype, (len(content) // item_bytes(dtype),), content)
     if len({source.name for source in sources.values()}) != len(sources):
         raise NotThisError("two storages would have one name")
     return sources

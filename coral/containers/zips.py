@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from coral.containers.file import Output, ReadRecord, write_record
+from coral.containers.source import FileRange
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 SKELETON_LIMIT: Final = 64 << 20
-"""Most bytes of an archive that may stand in a skeleton; an archive with more beside its tensors is kept whole."""
+"""Most bytes that a skeleton has; an archive with more beside its tensors is kept whole."""
 
 _MAGIC = b"coral zip skeleton 1\n"
 _LOCAL = struct.Struct("<4s5H3I2H")
@@ -34,6 +38,7 @@ _STORED = 0
 _ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
 _ID_DIGITS = 20
 _WORD = (1 << 64) - 1
+_PIECE = 1 << 20
 
 
 class Member(NamedTuple):
@@ -58,12 +63,12 @@ class NotThisError(Exception):
     """The archive is not of the kind that was looked for; it is kept whole."""
 
 
-def is_zip(data: memoryview) -> bool:
+def is_zip(data: FileRange) -> bool:
     """Whether the bytes begin with a zip member."""
-    return bytes(data[:4]) == b"PK\3\4"
+    return data.read(0, 4) == b"PK\3\4"
 
 
-def stored_members(data: memoryview) -> list[Member]:
+def stored_members(data: FileRange) -> list[Member]:
     """An archive's stored members, in the file's order. Compressed ones are left out.
 
     Raises:
@@ -81,38 +86,44 @@ def stored_members(data: memoryview) -> list[Member]:
     return members
 
 
-def _members(data: memoryview) -> Iterator[Member]:
-    position, end = _directory(data)
-    while position < end:
-        fields = _CENTRAL.unpack_from(data, position)
+def _members(data: FileRange) -> Iterator[Member]:
+    start, stop = _directory(data)
+    directory = data.read(start, stop)
+    position = 0
+    while position < len(directory):
+        fields = _CENTRAL.unpack_from(directory, position)
         signature, flags, method, stored, size = fields[0], fields[3], fields[4], fields[8], fields[9]
         name_length, extra_length, comment_length, local = fields[10], fields[11], fields[12], fields[16]
         if signature != b"PK\1\2":
             raise NotThisError("a directory entry is malformed")
         name_at = position + _CENTRAL.size
-        extra = bytes(data[name_at + name_length : name_at + name_length + extra_length])
+        extra_at = name_at + name_length
+        extra = directory[extra_at : extra_at + extra_length]
         size, stored, local = _widen(extra, size, stored, local)
         if method == _STORED and stored == size and not flags & _ENCRYPTED:
-            name = bytes(data[name_at : name_at + name_length]).decode()
-            yield _member(data, name, (local, size, flags), position + 16)
-        position = name_at + name_length + extra_length + comment_length
+            name = directory[name_at:extra_at].decode()
+            yield _member(data, name, (local, size, flags), start + position + 16)
+        position = extra_at + extra_length + comment_length
 
 
-def _directory(data: memoryview) -> tuple[int, int]:
+def _directory(data: FileRange) -> tuple[int, int]:
+    """Where the directory is; it stands in the skeleton, so a longer one need not be read."""
     tail_at = max(0, len(data) - _END.size - _MAX_COMMENT)
-    end_at = bytes(data[tail_at:]).rfind(b"PK\5\6") + tail_at
-    if end_at < tail_at:
+    tail = data.read(tail_at, len(data))
+    found_at = tail.rfind(b"PK\5\6")
+    if found_at < 0:
         raise NotThisError("no directory")
-    *_, size, start, _ = _END.unpack_from(data, end_at)
-    locator_at = end_at - _END64_LOCATOR.size
-    if locator_at >= 0 and bytes(data[locator_at : locator_at + 4]) == b"PK\6\7":
-        end64_at = _END64_LOCATOR.unpack_from(data, locator_at)[2]
-        fields = _END64.unpack_from(data, min(end64_at, len(data)))
+    *_, size, start, _ = _END.unpack_from(tail, found_at)
+    end_at = tail_at + found_at
+    locator = data.read(max(0, end_at - _END64_LOCATOR.size), end_at)
+    if locator.startswith(b"PK\6\7"):
+        end64_at = _END64_LOCATOR.unpack(locator)[2]
+        fields = _END64.unpack(data.read(end64_at, end64_at + _END64.size))
         if fields[0] != b"PK\6\6":
             raise NotThisError("a 64-bit directory is malformed")
         size, start = fields[8], fields[9]
-    if start + size > end_at:
-        raise NotThisError("the directory lies outside of the file")
+    if start + size > end_at or size > SKELETON_LIMIT:
+        raise NotThisError("the directory lies outside of the file, or is too large")
     return start, start + size
 
 
@@ -129,17 +140,15 @@ def _widen(extra: bytes, *narrow: int) -> list[int]:
     return [next(wide, value) if value == 0xFFFFFFFF else value for value in narrow]
 
 
-def _member(data: memoryview, name: str, place: tuple[int, int, int], central_crc: int) -> Member:
+def _member(data: FileRange, name: str, place: tuple[int, int, int], central_crc: int) -> Member:
     local, size, flags = place
-    if local + _LOCAL.size > len(data):
-        raise NotThisError("a member lies outside of the file")
-    signature, *_, name_length, extra_length = _LOCAL.unpack_from(data, local)
+    signature, *_, name_length, extra_length = _LOCAL.unpack(data.read(local, local + _LOCAL.size))
     start = local + _LOCAL.size + name_length + extra_length
     stop = start + size
     if signature != b"PK\3\4" or stop > len(data):
         raise NotThisError("a member lies outside of the file")
     crc_fields = [local + 14, central_crc]
-    if flags & _HAS_DESCRIPTOR and bytes(data[stop : stop + 4]) == b"PK\7\x08":
+    if flags & _HAS_DESCRIPTOR and data.read(stop, stop + 4) == b"PK\7\x08":
         crc_fields.append(stop + 4)
     return Member(name, start, stop, tuple(sorted(crc_fields)))
 
@@ -175,6 +184,7 @@ class Skeleton:
         hash: torch's hash, when it is computed again.
         pickle: where in the archive the pickle lies that names the tensors; (0, 0) for none.
         literal: the bytes between the places, zeros where something is computed.
+        lengths: bytes of each place's record; not stored, because the manifest knows them.
     """
 
     size: int
@@ -182,6 +192,7 @@ class Skeleton:
     hash: _Hash | None
     pickle: tuple[int, int]
     literal: bytes
+    lengths: tuple[int, ...]
 
     def to_bytes(self) -> bytes:
         """The skeleton as it is stored."""
@@ -194,47 +205,90 @@ class Skeleton:
         return _MAGIC + json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.literal
 
     @classmethod
-    def from_bytes(cls, data: bytes, manifest: Manifest) -> Skeleton:
-        """Read a skeleton back, and check that it fits its manifest. Raises FormatError."""
+    def from_bytes(cls, data: bytes, lengths: Mapping[str, int]) -> Skeleton:
+        """Read a skeleton back, and check that it fits its records, given by name and length. Raises FormatError."""
+        if not data.startswith(_MAGIC):
+            raise FormatError("a zip skeleton of an unknown version")
         try:
             head_end = data.index(b"\n", len(_MAGIC))
             head = json.loads(data[len(_MAGIC) : head_end])
             places = tuple(_Place(str(name), _at(s), _at(p), tuple(map(_at, f))) for name, s, p, f in head["places"])
+            if len(places) != len(lengths) or {place.name for place in places} != lengths.keys():
+                raise ValueError("it does not list the tensors of its manifest")
             start, stop = map(_at, head["pickle"])
-            found = cls(_at(head["size"]), places, _read_hash(head["hash"]), (start, stop), data[head_end + 1 :])
-            found._check(manifest)
+            theirs = tuple(lengths[place.name] for place in places)
+            literal = data[head_end + 1 :]
+            found = cls(_at(head["size"]), places, _read_hash(head["hash"]), (start, stop), literal, theirs)
+            found._check()
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise FormatError(f"a zip skeleton is malformed: {error}") from None
-        if not data.startswith(_MAGIC):
-            raise FormatError("a zip skeleton of an unknown version")
         return found
 
-    def _check(self, manifest: Manifest) -> None:
-        if sorted(place.name for place in self.places) != [record.name for record in manifest.records]:
-            raise ValueError("it does not list the tensors of its manifest")
+    def _check(self) -> None:
         end = 0
-        for place in self.places:
+        for place, length in zip(self.places, self.lengths, strict=True):
             if place.start - place.prefix < end:
                 raise ValueError("its tensors overlap")
-            end = place.start + manifest[place.name].nbytes
-        if self.size != len(self.literal) + manifest.nbytes or end > self.size:
+            end = place.start + length
+        if self.size != len(self.literal) + sum(self.lengths) or end > self.size:
             raise ValueError("its size is not that of its parts")
-        fields = [field for place in self.places for field in place.crc_fields]
-        if self.hash is not None:
-            fields += [*self.hash.crc_fields, self.hash.at, self.hash.at + _ID_DIGITS - 4, self.hash.stop - 4]
-        if any(field + 4 > self.size for field in fields):
-            raise ValueError("it computes something outside of the file")
+        if self.hash is not None and self.hash.at + _ID_DIGITS != self.hash.stop:
+            raise ValueError("its hash is not as long as a hash")
+        for at, stop in [*self.holes(), self.pickle, *([(self.hash.start, self.hash.at)] if self.hash else ())]:
+            self.find(at, stop)
 
-    def read_literal(self, start: int, stop: int, manifest: Manifest) -> bytes:
+    @cached_property
+    def _bounds(self) -> tuple[list[int], list[int], list[int]]:
+        """Where the tensors begin, where they end, and how many bytes of tensors stand before each, and in all."""
+        starts = [place.start for place in self.places]
+        stops = [start + length for start, length in zip(starts, self.lengths, strict=True)]
+        return starts, stops, [0, *accumulate(self.lengths)]
+
+    def find(self, start: int, stop: int) -> int:
+        """Where the bytes [start, stop) of the archive stand in the literal. Raises ValueError: a tensor's, or none."""
+        starts, stops, skipped = self._bounds
+        before = bisect_left(starts, stop)
+        if not start <= stop <= self.size or (before and stops[before - 1] > start):
+            raise ValueError("it reads or computes something in a tensor or outside of the file")
+        return start - skipped[before]
+
+    def holes(self) -> list[tuple[int, int]]:
+        """The bytes [start, stop) of the archive that are computed."""
+        fields = [field for place in self.places for field in place.crc_fields]
+        if self.hash is None:
+            return [(field, field + 4) for field in fields]
+        fields += self.hash.crc_fields
+        return [*((field, field + 4) for field in fields), (self.hash.at, self.hash.at + _ID_DIGITS)]
+
+    def read_literal(self, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of the archive, which must hold no tensor. Raises FormatError."""
-        skipped = 0
+        try:
+            at = self.find(start, stop)
+        except ValueError as error:
+            raise FormatError(f"a zip skeleton is malformed: {error}") from None
+        return self.literal[at : at + stop - start]
+
+    def patches(self, crcs: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
+        """What is computed from the CRCs of the records' members, and where. Raises FormatError."""
         for place in self.places:
-            if place.start >= stop:
-                break
-            if place.start + manifest[place.name].nbytes > start:
-                raise FormatError("a zip skeleton reads a tensor as structure")
-            skipped += manifest[place.name].nbytes
-        return self.literal[start - skipped : stop - skipped]
+            for field in place.crc_fields:
+                yield field, crcs[place.name].to_bytes(4, "little")
+        if self.hash is None:
+            return
+        try:
+            combined = _combine(crcs[part] if isinstance(part, str) else part for part in self.hash.parts)
+        except KeyError as error:
+            raise FormatError(f"a zip skeleton hashes the tensor {error}, which it does not list") from None
+        digits = _digits(combined)
+        yield self.hash.at, digits
+        own = zlib.crc32(self.read_literal(self.hash.start, self.hash.at) + digits)
+        for field in self.hash.crc_fields:
+            yield field, own.to_bytes(4, "little")
+
+
+def lengths(manifest: Manifest) -> dict[str, int]:
+    """The bytes of each record of a manifest, by name."""
+    return {record.name: record.nbytes for record in manifest.records}
 
 
 def _at(value: object) -> int:
@@ -254,7 +308,7 @@ def _read_hash(value: object) -> _Hash | None:
 
 
 def make_skeleton(
-    data: memoryview, spans: Sequence[Span], *, members: Sequence[Member] = (), pickle: tuple[int, int] = (0, 0)
+    data: FileRange, spans: Sequence[Span], *, members: Sequence[Member] = (), pickle: tuple[int, int] = (0, 0)
 ) -> bytes:
     """The skeleton of an archive.
 
@@ -267,47 +321,70 @@ def make_skeleton(
     Raises:
         NotThisError: there are no tensors, or too much beside them.
     """
-    kept = len(data) - sum(span.member.stop - span.start for span in spans)
-    if not spans or kept > SKELETON_LIMIT:
+    bounds = [0, *(at for span in spans for at in (span.start, span.member.stop)), len(data)]
+    gaps = list(zip(bounds[::2], bounds[1::2], strict=True))
+    if not spans or sum(stop - start for start, stop in gaps) > SKELETON_LIMIT:
         raise NotThisError("no tensors, or little else than other things")
-    crcs = {member.name: zlib.crc32(data[member.start : member.stop]) for member in members}
-    places, holes = [], []
-    for name, start, prefix, member in spans:
-        crc = crcs[member.name] if member.name in crcs else zlib.crc32(data[member.start : member.stop])
-        fields = _matching(data, member, crc)
-        places.append(_Place(name, start, prefix, fields))
-        holes += [(field, 4) for field in fields]
+    crcs = {member.name: _crc_of(data, member) for member in members or [span.member for span in spans]}
+    places = [
+        _Place(name, at, prefix, _matching(data, member, crcs[member.name])) for name, at, prefix, member in spans
+    ]
     found = _find_hash(data, spans, members, crcs)
-    if found is not None:
-        holes += [(field, 4) for field in found.crc_fields] + [(found.at, _ID_DIGITS)]
-    literal = _literal(data, spans, holes)
-    return Skeleton(len(data), tuple(places), found, pickle, literal).to_bytes()
+    original = b"".join(data.read(start, stop) for start, stop in gaps)
+    nbytes = tuple(span.member.stop - span.start for span in spans)
+    whole = Skeleton(len(data), tuple(places), found, pickle, original, nbytes)
+    try:
+        stored = _blank(whole).to_bytes()
+        if len(stored) > SKELETON_LIMIT:
+            raise NotThisError("too much beside the tensors")
+        read_back = Skeleton.from_bytes(stored, {span.name: length for span, length in zip(spans, nbytes, strict=True)})
+        _check_restores(read_back, original, {span.name: crcs[span.member.name] for span in spans})
+    except (ValueError, FormatError) as error:
+        raise NotThisError(str(error)) from None
+    return stored
 
 
-def _matching(data: memoryview, member: Member, crc: int) -> tuple[int, ...]:
+def _crc_of(data: FileRange, member: Member) -> int:
+    crc = 0
+    for start in range(member.start, member.stop, _PIECE):
+        crc = zlib.crc32(data.read(start, min(start + _PIECE, member.stop)), crc)
+    return crc
+
+
+def _matching(data: FileRange, member: Member, crc: int) -> tuple[int, ...]:
     wanted = crc.to_bytes(4, "little")
-    return tuple(field for field in member.crc_fields if bytes(data[field : field + 4]) == wanted)
+    return tuple(field for field in member.crc_fields if data.read(field, field + 4) == wanted)
 
 
-def _literal(data: memoryview, spans: Sequence[Span], holes: list[tuple[int, int]]) -> bytes:
-    pieces = []
-    end = 0
-    holes.sort()
-    pending = iter(holes)
-    hole = next(pending, None)
-    for start, stop in [*((span.start, span.member.stop) for span in spans), (len(data), len(data))]:
-        piece = bytearray(data[end:start])
-        while hole is not None and hole[0] < start:
-            at, length = hole
-            piece[at - end : at - end + length] = bytes(length)
-            hole = next(pending, None)
-        pieces.append(piece)
-        end = stop
-    return b"".join(pieces)
+def _blank(whole: Skeleton) -> Skeleton:
+    """The skeleton with zeros where something is computed. Raises ValueError: that is a tensor's."""
+    literal = bytearray(whole.literal)
+    for start, stop in whole.holes():
+        at = whole.find(start, stop)
+        literal[at : at + stop - start] = bytes(stop - start)
+    return replace(whole, literal=bytes(literal))
+
+
+def _check_restores(skeleton: Skeleton, original: bytes, crcs: Mapping[str, int]) -> None:
+    """Restore the archive but for its tensors, and compare. Raises ValueError, FormatError.
+
+    An archive may be made so that what is computed in one place is what another place is computed from.
+    """
+    restored = bytearray(skeleton.literal)
+    for field, value in skeleton.patches(crcs):
+        at = skeleton.find(field, field + len(value))
+        restored[at : at + len(value)] = value
+    if restored != original:
+        raise ValueError("what is computed is not what stands in the file")
+    for place in skeleton.places:
+        at = skeleton.find(place.start - place.prefix, place.start)
+        # On restore a member's CRC is taken of the literal, in which nothing is computed yet.
+        if skeleton.literal[at : at + place.prefix] != original[at : at + place.prefix]:
+            raise ValueError("something is computed in the head of a tensor")
 
 
 def _find_hash(
-    data: memoryview, spans: Sequence[Span], members: Sequence[Member], crcs: dict[str, int]
+    data: FileRange, spans: Sequence[Span], members: Sequence[Member], crcs: Mapping[str, int]
 ) -> _Hash | None:
     """torch's ``serialization_id`` where it is what torch would compute: 20 digits of names, 20 of contents."""
     if not members or not members[-1].name.endswith("/.data/serialization_id"):
@@ -316,7 +393,7 @@ def _find_hash(
     # torch takes the CRCs from data descriptors, and an empty member has none.
     summed = [member.name for member in members[:-1] if member.stop > member.start]
     combined = _combine(crcs[name] for name in summed)
-    if bytes(data[own.start + _ID_DIGITS : own.stop]) != _digits(combined):
+    if own.stop - own.start != 2 * _ID_DIGITS or data.read(own.start + _ID_DIGITS, own.stop) != _digits(combined):
         return None
     names = {span.member.name: span.name for span in spans}
     parts = tuple(names.get(name, crcs[name]) for name in summed)
@@ -324,7 +401,7 @@ def _find_hash(
     return _Hash(own.start + _ID_DIGITS, own.start, own.stop, fields, parts)
 
 
-def _combine(crcs: Iterator[int]) -> int:
+def _combine(crcs: Iterable[int]) -> int:
     combined = 0
     for crc in crcs:
         combined ^= (crc + 0x9E3779B9 + (combined << 6) + (combined >> 2)) & _WORD
@@ -342,24 +419,19 @@ def restore(manifest: Manifest, skeleton: bytes, read: ReadRecord, out: Output) 
         FormatError: a skeleton that does not fit its manifest.
         CorruptionError: a record's bytes are not as many as they should be.
     """
-    parts = Skeleton.from_bytes(skeleton, manifest)
+    parts = Skeleton.from_bytes(skeleton, lengths(manifest))
     literal = memoryview(parts.literal)
-    patches: list[tuple[int, bytes]] = []
     crcs: dict[str, int] = {}
-    used = skipped = 0
-    for name, start, prefix, crc_fields in parts.places:
-        before = start - skipped
+    used = 0
+    for name, start, prefix, _ in parts.places:
+        before = parts.find(start, start)
         out.write(literal[used:before])
         writer = _Summing(out, zlib.crc32(literal[before - prefix : before]))
         write_record(manifest[name], read, writer.write)
         crcs[name] = writer.crc
-        patches += [(field, writer.crc.to_bytes(4, "little")) for field in crc_fields]
         used = before
-        skipped += manifest[name].nbytes
     out.write(literal[used:])
-    if parts.hash is not None:
-        patches += _hash_patches(parts, parts.hash, crcs, manifest)
-    for field, value in patches:
+    for field, value in parts.patches(crcs):
         out.patch(field, value)
 
 
@@ -373,18 +445,3 @@ class _Summing:
     def write(self, data: Buffer) -> None:
         self.crc = zlib.crc32(data, self.crc)
         self._out.write(data)
-
-
-def _hash_patches(
-    parts: Skeleton, found: _Hash, crcs: dict[str, int], manifest: Manifest
-) -> Iterator[tuple[int, bytes]]:
-    try:
-        combined = _combine(crcs[part] if isinstance(part, str) else part for part in found.parts)
-    except KeyError as error:
-        raise FormatError(f"a zip skeleton hashes the tensor {error}, which it does not list") from None
-    digits = _digits(combined)
-    names = parts.read_literal(found.start, found.at, manifest)
-    own = zlib.crc32(names + digits).to_bytes(4, "little")
-    yield found.at, digits
-    for field in found.crc_fields:
-        yield field, own

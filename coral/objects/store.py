@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from coral.storage.folder import Folder
 
 _WINDOW_PER_THREAD = 2
+# Batches of 4 MiB, which hold copies where a tensor is not in plain memory: 64 MiB, however many cores there are.
+_LARGEST_WINDOW = 16
 _LARGEST_ARRAY = (1 << 63) - 1
 
 
@@ -62,7 +64,7 @@ class ChunkStore:
     @property
     def window(self) -> int:
         """How many chunks may be under way at once; bounds the memory."""
-        return _WINDOW_PER_THREAD * self.threads
+        return min(_WINDOW_PER_THREAD * self.threads, _LARGEST_WINDOW)
 
     # -- writing
 

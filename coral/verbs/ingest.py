@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,35 +32,42 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of a file; its tensors are stored when ``hasher`` is a writer.
 
+    A file that changes meanwhile is found out by its size and times; a write through a mapping may move neither.
+
     Raises:
         FormatError: the file is malformed.
+        ConflictError: the file changed while it was read; what was stored of it is part of nothing.
         NotFoundError, StorageError: it cannot be read.
     """
-    with _parse(path, opaque) as parsed:
+    with _naming(path), containers.parse(path, opaque=opaque) as parsed:
         records = hasher.write_tensors(parsed.tensors, fingerprints=fingerprints, progress=progress)
         skeleton = None
         if parsed.skeleton is not None:
             (record,) = hasher.write_tensors([BytesSource(_SKELETON_NAME, parsed.skeleton)])
             skeleton = Skeleton(record.content, len(parsed.skeleton))
+        parsed.check_unchanged()
         return Manifest(parsed.container, tuple(records), skeleton, tuple(parsed.metadata))
 
 
-def _parse(path: Path, opaque: bool) -> containers.ParsedFile:
+@contextlib.contextmanager
+def _naming(file: object) -> Iterator[None]:
+    """Say in a FormatError which file it is about."""
     try:
-        return containers.parse(path, opaque=opaque)
+        yield
     except FormatError as error:
-        raise FormatError(f"{path}: {error.message}", hint=error.hint) from None
+        raise FormatError(f"{file}: {error.message}", hint=error.hint) from None
 
 
 def skeleton_of(store: ChunkStore, manifest: Manifest) -> bytes | None:
-    """The bytes of a file that are not tensors; None when they regenerate. Raises CorruptionError."""
+    """The bytes of a file that are not tensors; None when they regenerate. Raises CorruptionError, FormatError."""
     if manifest.skeleton is None:
         return None
+    containers.check_skeleton(manifest)
     return store.get_bytes(manifest.skeleton.content, manifest.skeleton.nbytes)
 
 
 def views_of(store: ChunkStore, manifest: Manifest) -> Mapping[str, containers.TensorView]:
-    """The tensors that a part shows, by name."""
+    """The tensors that a part shows, by name. Raises CorruptionError, FormatError."""
     return containers.views(manifest, skeleton_of(store, manifest))
 
 
@@ -70,6 +78,7 @@ def write_file(
 
     Raises:
         CorruptionError: a chunk is missing or damaged; the file is left as it was.
+        FormatError: the manifest describes no file; the file is left as it was.
         StorageError: the disk refused; the file is left as it was.
     """
 
@@ -79,6 +88,6 @@ def write_file(
             if progress is not None:
                 progress(memoryview(piece).nbytes)
 
-    with folder.new_file(name) as out:
+    with _naming(name), folder.new_file(name) as out:
         containers.restore(manifest, skeleton_of(store, manifest), read, out)
         out.publish(name)

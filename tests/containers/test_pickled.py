@@ -1,0 +1,115 @@
+"""The pickle of a torch file: bounded in all whatever it says, and the same names in every process."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coral.containers import parse, pickled
+from coral.containers.pickled import PICKLE_LIMIT, RefusedError, find_tensors
+from tests.containers.helpers import roundtrip
+
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0"
+    b"0X\3\0\0\0cpuK\1tQK\0)))\x89NtR"
+)
+NONES = b"(" + b"N" * 100_000
+ORDERED = b"ccollections\nOrderedDict\n"
+PAIRS = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N\x86" for number in range(50_000))
+ITEMS = b"(" + b"".join(b"J" + number.to_bytes(4, "little") + b"N" for number in range(50_000))
+MANY_MORE = b"q\x000(" + b"h\0" * 1_000 + b"t"
+BOMBS = {
+    "build": b"]q\0" + NONES + b"e0}" + b"h\0b" * 1_000_000,
+    "additems": b"]q\0" + NONES + b"e0\x8f" + b"(h\0\x90" * 1_000_000,
+    "reduce": b"]q\0" + NONES + b"e0" + b"ctorch\nSize\nh\0\x85R0" * 1_000_000,
+    "copies": b"]q\0" + PAIRS + b"e\x85q\x010" + ORDERED + b"q\x020" + b"h\2h\1R" * 1_000_000,
+    "tuple keys": NONES + b"tq\x000" + b"}h\0Ns0" * 1_000_000 + b"N",
+    "huge number": b"\x8b" + (1 << 23).to_bytes(4, "little") + b"\1" * (1 << 23) + b"q\x000" + b"}h\0Ns0" * 100_000,
+    "copied dicts": b"}" + ITEMS + b"u\x85q\x010" + ORDERED + b"q\x020" + b"h\2h\1R" * 1_000,
+    "long names": b"}X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20) + TENSOR + MANY_MORE + b"s",
+    "names by str": b"]q\0" + b"".join(b"0]q%c(h%ch%ce" % (n + 1, n, n) for n in range(60)) + b"X\1\0\0\0a\x93",
+    "empties": b"}" * 20_000_000,
+    "memo": b"N" + b"\x94" * 20_000_000,
+    "steps": b"N0" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_pickle_is_bounded_in_all(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are cheap one by one, a million of them, are refused when an eighth of the budget is spent."""
+    monkeypatch.setattr(pickled, "_BUDGET", pickled._BUDGET // 8)
+    pickle = b"\x80\x02" + BOMBS[kind] + b"."
+    assert len(pickle) <= PICKLE_LIMIT
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RefusedError, match=r"too much work|a huge number|no text"):
+        find_tensors(pickle)
+    assert time.process_time() - began < 5
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 256 << 20
+
+
+def test_tensors_of_one_path_are_numbered_quickly() -> None:
+    """A hundred thousand tensors whose dotted paths are all equal is no work squared."""
+    from coral.containers.torchzip import _read_pickle
+
+    # Every way of cutting "a.a.a" into keys is a path of its own.
+    pickle = b"\x80\x02" + TENSOR + b"q\x000"
+    keys = [b"X" + (2 * n - 1).to_bytes(4, "little") + b".".join([b"a"] * n) for n in range(1, 16)]
+    for depth in range(1, 16):
+        items = b"".join(keys[n - 1] + b"h%c" % (depth - n) for n in range(1, depth + 1))
+        pickle += b"}q%c(" % depth + items + b"u" + b"0"
+    began = time.process_time()
+    names = [name for name, _ in _read_pickle(pickle + b"h\x0f.")]
+    assert len(names) == len(set(names)) == 1 << 14 and names[1] == names[0] + "~2"
+    assert time.process_time() - began < 3
+
+
+def saved(value: object, path: Path) -> Path:
+    torch.save(value, path)
+    return path
+
+
+NAMELESS: dict[str, Any] = {
+    "device": torch.device("cpu"),
+    "size": torch.Size([3]),
+    "numpy": np.float64(0.5),
+    "set": frozenset({"b"}),
+    "in a tuple": ("a", torch.device("cpu")),
+}
+
+
+@pytest.mark.parametrize("kind", NAMELESS)
+def test_no_tensor_below_a_key_without_a_name(tmp_path: Path, kind: str) -> None:
+    """A key that has no text is fine while no tensor depends on it; else the file is kept whole."""
+    key = NAMELESS[kind]
+    plain = {"w": torch.ones(2), "seen": {key: 1, "x": [3]}, "of": {key: {"deep": [2, (3, {})]}}}
+    container, found = roundtrip(saved(plain, tmp_path / "x.pt"))
+    assert container == "torch" and list(found) == ["w"]
+    for below in ({key: torch.ones(2)}, {"a": {key: {"b": [torch.ones(2)]}}, "w": torch.ones(3)}):
+        assert roundtrip(saved(below, tmp_path / "x.pt"))[0] == "opaque"
+
+
+def test_names_of_plain_keys(tmp_path: Path) -> None:
+    """Numbers, None and flat tuples are their text; keys of one text in one dict are numbered."""
+    keys: list[Any] = [1, "1", 2.5, None, False, ("a", 0), -(1 << 63)]
+    value = {key: torch.full((1,), float(number)) for number, key in enumerate(keys)}
+    names = ["1", "1~2", "2.5", "None", "False", "('a', 0)", str(-(1 << 63))]
+    path = saved(value, tmp_path / "x.pt")
+    assert list(roundtrip(path)[1]) == names
+    code = "import sys, pathlib, coral.containers as c\nwith c.parse(pathlib.Path(sys.argv[1])) as file:\n"
+    code += "    print([tensor.name for tensor in file.tensors])"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(names)
+
+
+def test_a_huge_number_as_a_key_is_no_crash(tmp_path: Path) -> None:
+    """A key of more digits than Python writes out keeps the file whole."""
+    with parse(saved({10**5000: {"w": torch.ones(1)}}, tmp_path / "x.pt")) as parsed:
+        assert parsed.container == "opaque"
