@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _CACHE = "files.json"
 _SETTLED_NS = 50_000_000
-_MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
+MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
+"""How files are named that are likely to hold weights."""
 _SCAN_LIMIT = 20_000
 
 
@@ -169,7 +170,7 @@ class WorkTree:
                 break
             for file in files:
                 name = Path(root, file).relative_to(self.folder.root).as_posix()
-                if Path(file).suffix in _MODEL_SUFFIXES and name not in known and not file.startswith("."):
+                if Path(file).suffix in MODEL_SUFFIXES and name not in known and not file.startswith("."):
                     found.append(name)
         return sorted(found)
 

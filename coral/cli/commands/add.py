@@ -14,11 +14,10 @@ from coral.cli.output import count, json_option, print_json, printable, size
 from coral.cli.progress import progress_bar
 from coral.cli.session import Session, check_path, pass_session
 from coral.errors import NotFoundError, UsageError
+from coral.verbs.worktree import MODEL_SUFFIXES
 
 if TYPE_CHECKING:
     from coral.repository import Repository
-
-MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
 
 
 @dataclass(slots=True)
