@@ -39,6 +39,7 @@ _HINTS = {
     errno.EACCES: "check the permissions of the folder",
 }
 _WRITEBACK_BYTES = 8 << 20
+_BESIDE_SUFFIX = ".coral-tmp"
 _STALE_TMP_SECONDS = 60.0
 _MAP_BYTES = 16 << 20
 
@@ -345,7 +346,8 @@ class Folder:
         unique = f"{target.name[:40]}.{secrets.token_hex(8)}"
         if self._temporary is None:
             self.make_folder(os.path.dirname(key))
-            return NewFile(target.parent / f".{unique}.coral-tmp", self)
+            _sweep_beside(target)
+            return NewFile(target.parent / f".{unique}{_BESIDE_SUFFIX}", self)
         Folder(self._temporary).make_folder()
         return NewFile(self._temporary / unique, self)
 
@@ -451,6 +453,15 @@ def _make_root(path: Path) -> None:
     if not path.exists():
         _make_root(path.parent)
         _make_one(path)
+
+
+def _sweep_beside(target: Path) -> None:
+    """Remove what processes that were killed while writing this file left beside it."""
+    start = f".{target.name[:40]}."
+    with os.scandir(target.parent) as found:
+        left = [entry.name for entry in found if entry.name.startswith(start) and entry.name.endswith(_BESIDE_SUFFIX)]
+    for name in left:
+        _remove_if_abandoned(target.parent / name)
 
 
 def _remove_if_abandoned(path: Path) -> bool:

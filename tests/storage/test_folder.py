@@ -473,3 +473,22 @@ def test_sweeping_temporary_files(tmp_path: Path) -> None:
         living.kill()
         living.communicate()
     assert folder.sweep_temporary() == 1
+
+
+def test_leftovers_beside_a_target_are_swept(tmp_path: Path) -> None:
+    """Writing a file removes what a killed writer of it left; a living writer's stays, and so do other files."""
+    folder = Folder(tmp_path)
+    old = time.time() - 3600
+    left, other = tmp_path / ".model.bin.0123456789abcdef.coral-tmp", tmp_path / ".other.bin.0123456789abcdef.coral-tmp"
+    for path in (left, other):
+        path.write_bytes(b"half")
+        os.utime(path, (old, old))
+    with folder.new_file("model.bin") as living:
+        living.write(b"whole")
+        (alive,) = (path for path in tmp_path.iterdir() if path not in (left, other))
+        os.utime(alive, (old, old))
+        folder.write("model.bin", b"another")
+        assert not left.exists()
+        assert other.exists()
+        living.publish("model.bin")
+    assert (tmp_path / "model.bin").read_bytes() == b"whole"
