@@ -458,7 +458,7 @@ def _make_root(path: Path) -> None:
 def _sweep_beside(target: Path) -> None:
     """Remove what processes that were killed while writing this file left beside it."""
     start = f".{target.name[:40]}."
-    with os.scandir(target.parent) as found:
+    with translate_errors(target.parent), os.scandir(target.parent) as found:
         left = [entry.name for entry in found if entry.name.startswith(start) and entry.name.endswith(_BESIDE_SUFFIX)]
     for name in left:
         _remove_if_abandoned(target.parent / name)
