@@ -295,9 +295,9 @@ class Repository:
                 trailers.update(observer.trailers(step=step, metrics=metrics))
             draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
             commit = self._line.land(draft)
-            self._tidy()
             for observer in list(self._observers):
                 observer.committed(commit)
+            self._tidy()
         for name in names:
             self.history.create_tag(name, commit.commit_hash)
         return commit

@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from coral.errors import CorruptionError
 from coral.format import codecs
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import StoreWriter
     from coral.storage.folder import Folder
 
+T = TypeVar("T")
 _WINDOW_PER_THREAD = 2
 # Batches of 4 MiB, which hold copies where a tensor is not in plain memory: 64 MiB, however many cores there are.
 _LARGEST_WINDOW = 16
@@ -153,7 +154,7 @@ class ChunkStore:
                 pending.popleft().result()
         finally:
             # After an error no worker may still be writing into the caller's memory.
-            _call_off(pending)
+            call_off(pending)
 
     def iterate(self, record: TensorRecord) -> Iterator[Buffer]:
         """A tensor's bytes chunk by chunk, decoded ahead in parallel, verified."""
@@ -193,7 +194,7 @@ class ChunkStore:
         return self.packs.read(ident, self._scratch, copy, kind=KIND_LIST)
 
 
-def _call_off(jobs: Iterable[Future[None]]) -> None:
+def call_off(jobs: Iterable[Future[T]]) -> None:
     """Cancel what has not begun, wait for what has."""
     for job in jobs:
         job.cancel()

@@ -37,6 +37,7 @@ from coral.ids import (
 )
 from coral.objects.packs import INDEX, PACK
 from coral.objects.scratch import Scratch, same_bytes
+from coral.objects.store import call_off
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
@@ -154,11 +155,7 @@ class TensorHasher:
                 _collect(pending, progress)
         finally:
             # After an error no worker may still be reading the caller's memory or writing into the pack.
-            for job in pending:
-                job.cancel()
-            for job in pending:
-                if not job.cancelled():
-                    job.exception()
+            call_off(pending)
 
     def _take_batch(self, batch: list[_Piece]) -> int:
         for marks, number, live, item in batch:
