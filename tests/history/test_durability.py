@@ -14,13 +14,21 @@ from coral.history import history as history_module
 
 _ROOT = Path(history_module.__file__).parents[2]
 _PROGRAM = """
-import os, sys
+import itertools, os, sys
 from pathlib import Path
 from coral.history.history import History
+from coral.history.loose import object_hash
 
 def mark(name):
     try: os.stat("/mark/" + name)
     except OSError: pass
+
+def shares_a_folder(oid):
+    # A blob that is stored in the folder of another object, so that no folder is made for it.
+    for number in itertools.count():
+        data = b"%d" % number
+        if object_hash("blob", data)[:2] == oid[:2]:
+            return data
 
 mark("create")
 history = History.create(Path(sys.argv[1]))
@@ -32,6 +40,8 @@ history.move_branch("runs/nested/x", made, expected=None, reason="r")
 mark("again")
 next = history.write_commit(base=made, overlay={}, parents=[made], message="n").commit_hash
 history.move_branch("runs/nested/x", next, expected=made, reason="r")
+mark("same")
+history.write_blob(shares_a_folder(blob))
 mark("head")
 history.set_head(branch="runs/nested/x")
 mark("rename")
@@ -80,12 +90,12 @@ class _Disk:
         elif name.startswith(("mkdir", "unlink", "rmdir")) and paths:
             if not name.startswith("mkdir"):
                 self.unsynced.discard(paths[0])
-            if _matters(paths[0], self._root):
-                self._name(paths[0])
+            self._name(paths[0])
 
     def _name(self, path: str) -> None:
-        """A name in a folder came or went."""
-        self._add(str(Path(path).parent))
+        """A name in a folder came or went; what becomes of a temporary one is nothing."""
+        if _matters(path, self._root):
+            self._add(str(Path(path).parent))
 
     def _add(self, path: str) -> None:
         if path.startswith(self._root):
@@ -125,6 +135,6 @@ def test_everything_is_synced(tmp_path: Path) -> None:
         elif match := _LINE.search(line):
             disk.call(*match.groups())
             synced += match[1] in ("fsync", "fdatasync")
-    assert marks == ["create", "commit", "branch", "again", "head", "rename", "tag", "delete", "end"]
+    assert marks == ["create", "commit", "branch", "again", "same", "head", "rename", "tag", "delete", "end"]
     assert synced > 30
     assert {stage: paths for stage, paths in left.items() if paths} == {}
