@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coral.containers import npy, safetensors, torchzip, zips
-from coral.containers.file import Output, Parsed, ParsedFile, ReadRecord, TensorView, write_record
+from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView, write_record
 from coral.containers.source import FileRange, FileSource, TensorSource
 from coral.containers.zips import NotThisError
 from coral.errors import FormatError
@@ -19,7 +19,7 @@ from coral.format.manifest import Manifest
 __all__ = [
     "Output",
     "ParsedFile",
-    "ReadRecord",
+    "ReadRecords",
     "TensorSource",
     "TensorView",
     "check_skeleton",
@@ -112,13 +112,13 @@ def check_skeleton(manifest: Manifest) -> None:
         )
 
 
-def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: Output) -> None:
+def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: Output) -> None:
     """Write a file back, byte for byte.
 
     Args:
         manifest: what :func:`parse` found, its tensors kept.
         skeleton: the skeleton's bytes; None when canonical.
-        read: yields a record's bytes in order.
+        read: yields the bytes of the records it is given, in that order.
         out: appended to; bytes already written may be overwritten.
 
     Raises:
@@ -141,10 +141,10 @@ def _needed(skeleton: bytes | None) -> bytes:
     return skeleton
 
 
-def _restore_opaque(manifest: Manifest, read: ReadRecord, out: Output) -> None:
+def _restore_opaque(manifest: Manifest, read: ReadRecords, out: Output) -> None:
     if len(manifest.records) != 1:
         raise FormatError(f"an opaque file's manifest lists {len(manifest.records)} tensors instead of one")
-    write_record(manifest.records[0], read, out.write)
+    write_record(manifest.records[0], read(manifest.records), out.write)
 
 
 def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView]:

@@ -13,7 +13,8 @@ from coral.format.manifest import TensorRecord
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-ReadRecord = Callable[[TensorRecord], "Iterator[Buffer]"]
+ReadRecords = Callable[[Sequence[TensorRecord]], "Iterator[Buffer]"]
+"""Yields the bytes of records, one after another; a piece is part of one record, and valid until the next."""
 """Yields a record's bytes in order, in pieces of any size."""
 
 
@@ -92,15 +93,17 @@ class ParsedFile:
         self.close()
 
 
-def write_record(record: TensorRecord, read: ReadRecord, write: Callable[[Buffer], None]) -> None:
-    """Write all bytes of a record, and check that they are as many as its shape says.
+def write_record(record: TensorRecord, pieces: Iterator[Buffer], write: Callable[[Buffer], None]) -> None:
+    """Write all bytes of a record, which are the next of ``pieces``, and check that they are as many as its shape says.
 
     Raises:
         CorruptionError: more or fewer bytes came.
     """
     done = 0
-    for piece in read(record):
-        done += memoryview(piece).nbytes
+    while done < record.nbytes:
+        piece = next(pieces, b"")
+        length = memoryview(piece).nbytes
+        done += length
+        if not length or done > record.nbytes:
+            raise CorruptionError(f"tensor {record.name!r} should have {record.nbytes} bytes, {done} came")
         write(piece)
-    if done != record.nbytes:
-        raise CorruptionError(f"tensor {record.name!r} should have {record.nbytes} bytes, {done} came")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from coral.containers import zips
-from coral.containers.file import Output, Parsed, ReadRecord, write_record
+from coral.containers.file import Output, Parsed, ReadRecords, write_record
 from coral.containers.source import FileRange, FileSource
 from coral.containers.zips import Member, NotThisError, Span
 from coral.errors import FormatError
@@ -78,12 +78,12 @@ def parse_npz(data: FileRange, members: Sequence[Member]) -> Parsed:
     return Parsed("npz", zips.make_skeleton(data, spans), (), sources)
 
 
-def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecord, out: Output) -> None:
+def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Output) -> None:
     """Write a ``.npy`` file back byte for byte. Raises FormatError, CorruptionError."""
     if len(manifest.records) != 1:
         raise FormatError(f"a .npy file's manifest lists {len(manifest.records)} tensors instead of one")
     out.write(skeleton)
-    write_record(manifest.records[0], read, out.write)
+    write_record(manifest.records[0], read(manifest.records), out.write)
 
 
 def _read_header(data: FileRange) -> _Array:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol, TypeGuard, TypeVar
 
-from coral.containers.file import Output, Parsed, ReadRecord, write_record
+from coral.containers.file import Output, Parsed, ReadRecords, write_record
 from coral.containers.source import FileRange, FileSource
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
@@ -137,7 +137,7 @@ def parse(data: FileRange) -> Parsed:
     return Parsed("safetensors", None if regenerated == head else head, header.metadata, tensors)
 
 
-def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: Output) -> None:
+def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: Output) -> None:
     """Write the file back byte for byte.
 
     Raises:
@@ -145,8 +145,10 @@ def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecord, out: O
         CorruptionError: a record's bytes are not as many as they should be.
     """
     out.write(canonical_header(manifest.records, manifest.metadata) if skeleton is None else skeleton)
-    for record in _file_order(manifest, skeleton):
-        write_record(record, read, out.write)
+    order = _file_order(manifest, skeleton)
+    pieces = read(order)
+    for record in order:
+        write_record(record, pieces, out.write)
 
 
 def _file_order(manifest: Manifest, skeleton: bytes | None) -> list[TensorRecord]:

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from coral.containers.file import Output, ReadRecord, write_record
+from coral.containers.file import Output, ReadRecords, write_record
 from coral.containers.source import FileRange
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
@@ -412,7 +412,7 @@ def _digits(number: int) -> bytes:
     return b"%0*d" % (_ID_DIGITS, number)
 
 
-def restore(manifest: Manifest, skeleton: bytes, read: ReadRecord, out: Output) -> None:
+def restore(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Output) -> None:
     """Write the archive back byte for byte.
 
     Raises:
@@ -423,11 +423,12 @@ def restore(manifest: Manifest, skeleton: bytes, read: ReadRecord, out: Output) 
     literal = memoryview(parts.literal)
     crcs: dict[str, int] = {}
     used = 0
+    pieces = read([manifest[place.name] for place in parts.places])
     for name, start, prefix, _ in parts.places:
         before = parts.find(start, start)
         out.write(literal[used:before])
         writer = _Summing(out, zlib.crc32(literal[before - prefix : before]))
-        write_record(manifest[name], read, writer.write)
+        write_record(manifest[name], pieces, writer.write)
         crcs[name] = writer.crc
         used = before
     out.write(literal[used:])

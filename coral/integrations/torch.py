@@ -5,10 +5,9 @@ The only file that imports torch; it is loaded through the entry point group ``c
 
 from __future__ import annotations
 
-import functools
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -53,6 +52,7 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 # Elements are moved about as integers of their size: torch has no copy kernels for the smallest floats.
 _CARRIERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
+_GROUP_BYTES = 32 << 20
 _PARAMETER, _REQUIRES_GRAD, _FROZEN = "parameter", "requires_grad", "frozen"
 
 
@@ -145,12 +145,12 @@ class TorchFramework:
         return model_to_weights(value) if isinstance(value, torch.nn.Module) else None
 
     def load_weights(
-        self, module: object, tensors: Mapping[str, Described], read_into: ReadInto, *, strict: bool
+        self, module: object, tensors: Mapping[str, Described], read_many: ReadMany, *, strict: bool
     ) -> None:
         """Fill a module in place; see :func:`load_weights`."""
         if not isinstance(module, torch.nn.Module):
             raise UsageError(f"a {type(module).__qualname__} is not a torch module")
-        load_weights(module, tensors, read_into, strict=strict)
+        load_weights(module, tensors, read_many, strict=strict)
 
     def capture_rng(self) -> dict[str, object]:
         """The state of every random generator; see :func:`capture_rng`."""
@@ -284,19 +284,19 @@ class Described(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-ReadInto = Callable[[str, memoryview], None]
-"""Fills a tensor's bytes, given its name, into memory of exactly their length."""
+ReadMany = Callable[[Iterable[tuple[str, memoryview]]], None]
+"""Fills memory with the bytes of tensors, each given by its name and exactly as long."""
 
 
 def load_weights(
-    model: torch.nn.Module, tensors: Mapping[str, Described], read_into: ReadInto, *, strict: bool = True
+    model: torch.nn.Module, tensors: Mapping[str, Described], read_many: ReadMany, *, strict: bool = True
 ) -> None:
-    """Fill a module's parameters and buffers in place, one tensor at a time, without a second copy of the model.
+    """Fill a module's parameters and buffers in place, without a second copy of the model.
 
     Args:
         model: wrapped (DDP, compiled) or not.
         tensors: what is there to be loaded, by name.
-        read_into: reads one of them.
+        read_many: reads some of them.
         strict: every tensor of the module must be there, and nothing else.
 
     Raises:
@@ -304,28 +304,41 @@ def load_weights(
     """
     targets = model_to_weights(model)
     _check_fit(targets, tensors, strict=strict)
+    wanted = {name: target for name, target in targets.items() if name in tensors and target.numel()}
+    # Of tied tensors the last one counts, as when torch copies them one after another.
+    plain = {target.data_ptr(): (name, target) for name, target in wanted.items() if _is_plain(target)}
+    read_many((name, _cpu_bytes(target)) for name, target in plain.values())
+    # Other memory, a GPU's above all, is reached through copies of a few tensors at a time.
+    rest = ((name, target) for name, target in wanted.items() if not _is_plain(target))
+    for group in _groups(rest):
+        _fill(group, tensors, read_many)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    detached = {}
-    for name, target in targets.items():
-        if name not in tensors:
-            continue
-        _fill(target, tensors[name], functools.partial(read_into, name))
-        if target.numel() and target.untyped_storage().data_ptr() not in own:
-            detached[name] = target
+    detached = {name: target for name, target in wanted.items() if target.untyped_storage().data_ptr() not in own}
     if detached:
         _load_detached(model, detached)
 
 
-def _fill(target: torch.Tensor, described: Described, read: Callable[[memoryview], None]) -> None:
-    if _is_plain(target):
-        if target.numel():
-            read(_cpu_bytes(target))
-        return
-    fresh, data = FRAMEWORK.empty(described.dtype, described.shape)
-    read(data)
-    assert isinstance(fresh, torch.Tensor)
+def _groups(targets: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    group: dict[str, torch.Tensor] = {}
+    nbytes = 0
+    for name, target in targets:
+        group[name] = target
+        nbytes += target.numel() * target.element_size()
+        if nbytes >= _GROUP_BYTES:
+            yield group
+            group, nbytes = {}, 0
+    if group:
+        yield group
+
+
+def _fill(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, Described], read_many: ReadMany) -> None:
+    fresh = {name: FRAMEWORK.empty(tensors[name].dtype, tensors[name].shape) for name in targets}
+    read_many((name, data) for name, (_, data) in fresh.items())
     with torch.no_grad():
-        target.copy_(fresh)
+        for name, target in targets.items():
+            tensor = fresh[name][0]
+            assert isinstance(tensor, torch.Tensor)
+            target.copy_(tensor)
 
 
 def _load_detached(model: torch.nn.Module, filled: Mapping[str, torch.Tensor]) -> None:

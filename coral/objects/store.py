@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from coral.errors import CorruptionError
 from coral.format import codecs
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import StoreWriter
     from coral.storage.folder import Folder
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _WINDOW_PER_THREAD = 2
 # Batches of 4 MiB, which hold copies where a tensor is not in plain memory: 64 MiB, however many cores there are.
@@ -61,6 +60,19 @@ class ChunkStore:
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="coral")
         return self._pool[1]
+
+    def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a worker thread do a job; once the interpreter is shutting down, the caller's thread does it."""
+        try:
+            return self.pool.submit(job, *args, **kwargs)
+        except RuntimeError:
+            # No pool takes jobs any more, and a commit that is under way must still be finished.
+            done: Future[T] = Future()
+            try:
+                done.set_result(job(*args, **kwargs))
+            except BaseException as error:
+                done.set_exception(error)
+            return done
 
     @property
     def window(self) -> int:
@@ -129,45 +141,27 @@ class ChunkStore:
         return [ChunkId(data[at : at + ID_BYTES]) for at in range(0, len(data), ID_BYTES)]
 
     def read_into(self, record: TensorRecord, out: memoryview) -> None:
-        """Fill ``out`` with a tensor's bytes, decoded in parallel and verified against their ids.
+        """Fill ``out`` with a tensor's bytes; as :meth:`read_many`."""
+        self.read_many([(record, out)])
+
+    def read_many(self, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> None:
+        """Fill memory with the bytes of several tensors, decoded in parallel and verified against their ids.
 
         Raises:
-            CorruptionError: a chunk is missing or damaged; ``out`` then holds rubbish.
+            CorruptionError: a chunk is missing or damaged; what was to be filled then holds rubbish.
         """
-        if len(out) != record.nbytes:
-            raise ValueError(f"{record.name} has {record.nbytes} bytes, not {len(out)}")
-        if record.content.startswith("hex:"):
-            out[:] = inline_bytes(record)
-            return
-        ids = self.chunk_ids(record)
-        if len(ids) == 1:
-            self.read_chunk(ids[0], out)
-            return
-        ranges = spans(record.dtype, record.shape)
-        pending: deque[Future[None]] = deque()
-        try:
-            for chunk, (start, stop) in zip(ids, ranges, strict=True):
-                pending.append(self.pool.submit(self.read_chunk, chunk, out[start:stop]))
-                if len(pending) >= self.window:
-                    pending.popleft().result()
-            while pending:
-                pending.popleft().result()
-        finally:
-            # After an error no worker may still be writing into the caller's memory.
-            call_off(pending)
+        from coral.objects.reading import read_many
 
-    def iterate(self, record: TensorRecord) -> Iterator[Buffer]:
-        """A tensor's bytes chunk by chunk, decoded ahead in parallel, verified."""
-        if record.content.startswith("hex:"):
-            yield inline_bytes(record)
-            return
-        pending: deque[Future[bytearray]] = deque()
-        for chunk, (start, stop) in zip(self.chunk_ids(record), spans(record.dtype, record.shape), strict=True):
-            pending.append(self.pool.submit(self._fresh_chunk, chunk, stop - start))
-            if len(pending) >= self.window:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        read_many(self, wanted)
+
+    def stream(self, records: Iterable[TensorRecord]) -> Iterator[memoryview]:
+        """The bytes of tensors, one after another, decoded ahead in parallel and verified.
+
+        A piece is part of one tensor, and is valid until the next one is asked for. Raises CorruptionError.
+        """
+        from coral.objects.reading import stream
+
+        return stream(self, records)
 
     def read_chunk(self, chunk: ChunkId, out: memoryview) -> None:
         """Fill ``out`` with one chunk, verified. Raises CorruptionError."""
@@ -179,11 +173,6 @@ class ChunkStore:
 
         self.packs.read(chunk, self._scratch, decode, nbytes=len(out))
 
-    def _fresh_chunk(self, chunk: ChunkId, length: int) -> bytearray:
-        out = bytearray(length)
-        self.read_chunk(chunk, memoryview(out))
-        return out
-
     def _read_list(self, ident: ChunkId) -> bytes:
         def copy(entry: Entry, payload: memoryview) -> bytes:
             data = bytes(payload)
@@ -192,15 +181,6 @@ class ChunkStore:
             return data
 
         return self.packs.read(ident, self._scratch, copy, kind=KIND_LIST)
-
-
-def call_off(jobs: Iterable[Future[T]]) -> None:
-    """Cancel what has not begun, wait for what has."""
-    for job in jobs:
-        job.cancel()
-    for job in jobs:
-        with contextlib.suppress(CancelledError):
-            job.exception()
 
 
 def _cores() -> int:

@@ -35,9 +35,9 @@ from coral.ids import (
     list_ref,
     single_ref,
 )
+from coral.objects.jobs import batched, call_off
 from coral.objects.packs import INDEX, PACK
 from coral.objects.scratch import Scratch, same_bytes
-from coral.objects.store import call_off
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from coral.storage.folder import NewFile
 
 _BATCH_BYTES = 4 << 20
-_BATCH_CHUNKS = 128
 _CLAIMED = Entry(0, 0, 0, 0, 0, 0, 0)
 
 Progress = Callable[[int], None]
@@ -115,7 +114,8 @@ class TensorHasher:
         """Take in tensors, in bounded memory; returns their records in the order given."""
         known = fingerprints or Fingerprints()
         taken: list[_Taken] = []
-        self._in_parallel(_batches(self._changed(sources, taken, known, progress)), progress)
+        pieces = self._changed(sources, taken, known, progress)
+        self._in_parallel(batched(pieces, lambda piece: len(piece.live), _BATCH_BYTES), progress)
         records = []
         for source, marks in taken:
             if marks:
@@ -148,7 +148,7 @@ class TensorHasher:
         pending: deque[Future[int]] = deque()
         try:
             for batch in batches:
-                pending.append(self._store.pool.submit(self._take_batch, batch))
+                pending.append(self._store.submit(self._take_batch, batch))
                 if len(pending) >= self._store.window:
                     _collect(pending, progress)
             while pending:
@@ -333,17 +333,3 @@ def _collect(pending: deque[Future[int]], progress: Progress | None) -> None:
 
 def _nbytes(source: TensorSource) -> int:
     return byte_count(source.dtype, source.shape)
-
-
-def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
-    """Pieces in groups of about a chunk, so that small tensors share the cost of handing work to a thread."""
-    batch: list[_Piece] = []
-    size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece.live)
-        if size >= _BATCH_BYTES or len(batch) >= _BATCH_CHUNKS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

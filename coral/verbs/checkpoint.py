@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from coral.errors import CorruptionError, InvalidNameError, PartNotFoundError, UnsupportedValueError, UsageError
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 MODEL_PART = "model.safetensors"
 STATE_PART = "state.safetensors"
-ReadInto = Callable[[str, memoryview], None]
-"""Fills memory with the bytes of the tensor of a name."""
+ReadMany = Callable[[Iterable[tuple[str, memoryview]]], None]
+"""Fills memory with the bytes of tensors, each given by its name."""
 
 _RESERVED_NAME = "__metadata__"
 _OPTIMIZER, _SCHEDULER, _RNG, _REST = "optimizer", "scheduler", "rng", "state"
@@ -35,7 +35,7 @@ class TrainingFramework(Framework, Protocol):
     """A framework whose modules can be trained, and so resumed."""
 
     def load_weights(
-        self, module: object, tensors: Mapping[str, TensorView], read_into: ReadInto, *, strict: bool
+        self, module: object, tensors: Mapping[str, TensorView], read_many: ReadMany, *, strict: bool
     ) -> None:
         """Fill a module's parameters and buffers in place. Raises UsageError listing all that does not fit."""
         ...
@@ -133,7 +133,7 @@ def bring_back(
                 f"the commit {weights.commit[:10]} holds no {key} state", hint=f"save it with repo.save(..., {key}=...)"
             )
     framework = _training_framework(model)
-    framework.load_weights(model, weights.tensors, weights.read_into, strict=strict)
+    framework.load_weights(model, weights.tensors, weights.read_many, strict=strict)
     for key, holder in ((_OPTIMIZER, optimizer), (_SCHEDULER, scheduler)):
         if holder is not None:
             _stateful(key, holder).load_state_dict(_dict(state[key]))

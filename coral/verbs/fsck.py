@@ -136,8 +136,8 @@ class Checker:
         if not self._read_data:
             self._store.check(record)
             return
-        for piece in self._store.iterate(record):
-            length = memoryview(piece).nbytes
+        for piece in self._store.stream([record]):
+            length = len(piece)
             self._nbytes += length
             if self._progress is not None:
                 self._progress(length)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,6 @@ from coral.format.manifest import Manifest, Skeleton, TensorRecord
 from coral.objects import BytesSource
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from coral.objects import ChunkStore, Fingerprints, TensorHasher
     from coral.objects.writer import Progress
     from coral.storage.folder import Folder
@@ -82,11 +80,11 @@ def write_file(
         StorageError: the disk refused; the file is left as it was.
     """
 
-    def read(record: TensorRecord) -> Iterator[Buffer]:
-        for piece in store.iterate(record):
+    def read(records: Iterable[TensorRecord]) -> Iterator[memoryview]:
+        for piece in store.stream(records):
             yield piece
             if progress is not None:
-                progress(memoryview(piece).nbytes)
+                progress(len(piece))
 
     with _naming(name), folder.new_file(name) as out:
         containers.restore(manifest, skeleton_of(store, manifest), read, out)

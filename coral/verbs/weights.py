@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.containers import TensorView
@@ -64,14 +64,23 @@ class Weights(Mapping[str, object]):
         """Dtype and shape of each tensor, without reading any."""
         return {name: entry.view for name, entry in self._entries.items()}
 
-    def read_into(self, name: str, out: memoryview) -> None:
-        """Fill memory with a tensor's bytes, C order, little-endian; no copy is made beside it."""
-        view, record = self._entry(name)
-        if view.stride is None:
-            self._store.read_into(record, out)
-            return
-        # A view of a larger storage: its elements have to be picked out of it.
-        out[:] = memoryview(self._framework.source(name, self[name]).read(0, len(out))).cast("B")
+    def read_many(self, wanted: Iterable[tuple[str, memoryview]]) -> None:
+        """Fill memory with the bytes of tensors, C order, little-endian; no copy is made beside it.
+
+        Raises:
+            TensorNotFoundError: there is no tensor of a name.
+            CorruptionError: a chunk is missing or damaged; what was to be filled then holds rubbish.
+        """
+        self._store.read_many(self._plain(wanted))
+
+    def _plain(self, wanted: Iterable[tuple[str, memoryview]]) -> Iterator[tuple[TensorRecord, memoryview]]:
+        for name, out in wanted:
+            view, record = self._entry(name)
+            if view.stride is None:
+                yield record, out
+            else:
+                # A view of a larger storage: its elements have to be picked out of it.
+                out[:] = memoryview(self._framework.source(name, self[name]).read(0, len(out))).cast("B")
 
     def _entry(self, name: str) -> _Entry:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ def kept(parsed: ParsedFile) -> tuple[Manifest, dict[str, bytes]]:
 def rebuilt(manifest: Manifest, skeleton: bytes | None, contents: dict[str, bytes]) -> bytes:
     """The file that restore writes; the manifest goes through its text first."""
 
-    def read(record: TensorRecord) -> Iterator[bytes]:
-        data = contents[record.name]
-        yield data[:7]
-        yield data[7:]
+    def read(records: Iterable[TensorRecord]) -> Iterator[bytes]:
+        for data in (contents[record.name] for record in records):
+            yield from filter(None, (data[:7], data[7:]))
 
     out = Memory()
     restore(Manifest.from_bytes(manifest.to_bytes()), skeleton, read, out)

@@ -78,7 +78,12 @@ def whole(path: Path) -> tuple[bytes | None, bytes]:
             def patch(self, offset: int, data: bytes) -> None:
                 raise AssertionError("never needed")
 
-        restore(manifest, parsed.skeleton, lambda record: iter([contents[record.name]]), Sink())
+        restore(
+            manifest,
+            parsed.skeleton,
+            lambda records: (contents[record.name] for record in records if record.nbytes),
+            Sink(),
+        )
         assert {name: view.record_name for name, view in views(manifest, parsed.skeleton).items()} == {
             name: name for name in contents
         }

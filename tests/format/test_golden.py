@@ -88,7 +88,7 @@ def read_all(packs: Path, lock: Path) -> dict[str, bytes]:
     manifest = Manifest.from_bytes((GOLDEN / "torch.manifest").read_bytes())
     assert manifest.skeleton is not None
     assert store.get_bytes(*manifest.skeleton) == noise("skeleton", 50)
-    return {record.name: b"".join(map(bytes, store.iterate(record))) for record in manifest.records}
+    return {record.name: b"".join(map(bytes, store.stream([record]))) for record in manifest.records}
 
 
 def test_packs_of_version_1(tmp_path: Path) -> None:

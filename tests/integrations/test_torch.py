@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -209,12 +209,13 @@ def stored(model: torch.nn.Module) -> tuple[dict[str, Facts], dict[str, bytes]]:
     return {n: Facts(s.dtype, s.shape) for n, s in sources.items()}, {n: content(t) for n, t in weights.items()}
 
 
-def reader(contents: dict[str, bytes]) -> Callable[[str, memoryview], None]:
-    def read_into(name: str, data: memoryview) -> None:
-        assert len(data) == len(contents[name])
-        data[:] = contents[name]
+def reader(contents: dict[str, bytes]) -> Callable[[Iterable[tuple[str, memoryview]]], None]:
+    def read_many(wanted: Iterable[tuple[str, memoryview]]) -> None:
+        for name, data in wanted:
+            assert len(data) == len(contents[name])
+            data[:] = contents[name]
 
-    return read_into
+    return read_many
 
 
 def test_a_model_is_filled_in_place() -> None:

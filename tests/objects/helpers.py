@@ -54,7 +54,7 @@ def read(store: ChunkStore, record: TensorRecord) -> bytes:
     """A tensor's bytes, both ways."""
     out = bytearray(record.nbytes)
     store.read_into(record, memoryview(out))
-    assert b"".join(map(bytes, store.iterate(record))) == bytes(out)
+    assert b"".join(map(bytes, store.stream([record]))) == bytes(out)
     return bytes(out)
 
 

@@ -388,7 +388,7 @@ def test_a_cut_pack_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptionError, match=path.stem):
         open_store(tmp_path).read_into(record, memoryview(bytearray(3 * MIB)))
     with pytest.raises(CorruptionError, match=path.stem):
-        list(open_store(tmp_path).iterate(record))
+        list(open_store(tmp_path).stream([record]))
 
 
 def test_bytes_are_verified_against_their_id(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     def pass_through(mib):
         store = open_store(Path(sys.argv[1]))
         (record,) = write(store, Large(mib))
-        pieces = store.iterate(record)
+        pieces = store.stream([record])
         length = len(next(pieces))
         time.sleep(0.4)  # a slow consumer, such as a disk, is waited for
         assert length + sum(map(len, pieces)) == mib * MIB

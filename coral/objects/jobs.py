@@ -1,0 +1,34 @@
+"""Work handed to the store's threads: in groups worth the handing over, and never left running after an error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future
+from typing import TypeVar
+
+T = TypeVar("T")
+_MOST_PIECES = 128
+
+
+def batched(pieces: Iterable[T], weigh: Callable[[T], int], nbytes: int) -> Iterator[list[T]]:
+    """Pieces in groups of at least ``nbytes`` bytes, so that small ones share the cost of handing work to a thread."""
+    batch: list[T] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += weigh(piece)
+        if size >= nbytes or len(batch) >= _MOST_PIECES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def call_off(jobs: Iterable[Future[T]]) -> None:
+    """Cancel what has not begun, wait for what has."""
+    for job in jobs:
+        job.cancel()
+    for job in jobs:
+        with contextlib.suppress(CancelledError):
+            job.exception()
