@@ -24,6 +24,7 @@ from coral.format.manifest import Manifest
 from coral.format.names import check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
+from coral.storage.memory import available_memory
 from coral.verbs import layout
 from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import os
 
     from coral.history import ReflogEntry
-    from coral.objects import ChunkStore, Fingerprints, StoreWriter
+    from coral.objects import ChunkStore, Parent, StoreWriter
     from coral.objects.writer import Progress
     from coral.verbs.checkpoint import Stateful
     from coral.verbs.fsck import Checked
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_AUTHOR = "coral"
 _REF_GROUP = "coral.refs"
+_SHARE_OF_MEMORY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Repository:
             self.coral_dir / "locks" / "store",
             threads=self.config.threads,
             verify_writes=self.config.verify_writes,
+            memory=(lambda: available_memory() // _SHARE_OF_MEMORY) if self.config.keep_parent else None,
         )
 
     @cached_property
@@ -166,9 +169,9 @@ class Repository:
         sources = sources_of(weights_of(weights))
         pairs = file_metadata(metadata or {})
 
-        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
+        def build(writer: StoreWriter, parent: Parent) -> Manifest:
             old = check_updatable(name, self._line.staged_or_tip(name)) if update else None
-            records = tuple(writer.write_tensors(sources, fingerprints=fingerprints, progress=progress))
+            records = tuple(writer.write_tensors(sources, parent=parent, progress=progress))
             fresh = Manifest("safetensors", records, None, pairs)
             return fresh if old is None else laid_over(old, fresh)
 
@@ -192,8 +195,8 @@ class Repository:
         text, tensors = encode_state(state)
         sources = sources_of(tensors)
 
-        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
-            records = tuple(writer.write_tensors(sources, fingerprints=fingerprints, progress=progress))
+        def build(writer: StoreWriter, parent: Parent) -> Manifest:
+            records = tuple(writer.write_tensors(sources, parent=parent, progress=progress))
             return Manifest("safetensors", records, None, ((STATE_KEY, text),))
 
         return self._line.stage(name, build)
@@ -220,8 +223,8 @@ class Repository:
 
         file = Path(path)
 
-        def build(writer: StoreWriter, fingerprints: Fingerprints) -> Manifest:
-            return manifest_of(file, writer, opaque=opaque, fingerprints=fingerprints, progress=progress)
+        def build(writer: StoreWriter, parent: Parent) -> Manifest:
+            return manifest_of(file, writer, opaque=opaque, parent=parent, progress=progress)
 
         return self._line.stage(self.worktree.part_name(file) if name is None else name, build)
 

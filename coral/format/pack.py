@@ -23,12 +23,17 @@ MAGIC = b"CORAL PACK 0001\n"
 HEADER = struct.Struct("<BBBBIIIQ32s")
 HEADER_BYTES = HEADER.size + 8
 KIND_CHUNK, KIND_LIST = 1, 2
+MAX_DEPTH = 4
+"""Most deltas between a record and one that stands alone, as they are written."""
 MAX_RECORD_BYTES = 1 << 28
 """Bound on the raw and stored length of a record: chunks are far smaller, this lets a list name 8 million chunks."""
 
 
 class Entry(NamedTuple):
-    """Where a record lies in its pack, and how it is encoded. Lengths and offset are bytes."""
+    """Where a record lies in its pack, and how it is encoded.
+
+    Lengths and offset are bytes. ``depth`` is how many records must be decoded before this one can be.
+    """
 
     offset: int
     stored_length: int

@@ -109,7 +109,7 @@ def _copy(store: ChunkStore, pack: Pack, merged: NewFile, have: Container[ChunkI
     scratch = Scratch()
     batch = bytearray()
     for chunk, entry in sorted(pack.index.items(), key=lambda item: item[1].offset):
-        if chunk in have:
+        if chunk in have or (entry.depth and _is_shallower_elsewhere(store, pack, chunk, entry, scratch)):
             continue
         record = _sound_record(pack, chunk, entry, scratch)
         if record is not None:
@@ -134,6 +134,14 @@ def _sound_record(pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) ->
         return pack.read_record(chunk, entry, scratch)
     except CorruptionError:
         return None
+
+
+def _is_shallower_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) -> bool:
+    """Whether another pack holds the chunk with fewer bases below it: of several records, the shallowest counts."""
+    return any(
+        other is not pack and found.depth < entry.depth and _sound_record(other, chunk, found, scratch) is not None
+        for other, found in store.packs.copies(chunk)
+    )
 
 
 def _is_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, scratch: Scratch) -> bool:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from coral.errors import CorruptionError, NotFoundError
+from coral.format import codecs
 from coral.format import pack as pack_format
 from coral.format.index import PackIndex, build
 from coral.format.pack import HEADER_BYTES, KIND_CHUNK, MAX_RECORD_BYTES, Entry
-from coral.ids import ChunkId, checksum
+from coral.ids import ID_BYTES, ChunkId, checksum
 from coral.objects.recent import Recent
 from coral.objects.scratch import Scratch
 from coral.objects.table import IdTable
@@ -111,6 +112,15 @@ class Pack:
                 hint="run coral fsck",
             )
         return record
+
+    def read_base(self, chunk: ChunkId, entry: Entry) -> ChunkId | None:
+        """The base that a record names, read without the rest of it. Raises CorruptionError, NotFoundError."""
+        head = memoryview(bytearray(HEADER_BYTES + ID_BYTES))
+        length = self._kept.files.get(self.name, self._open).read_into(entry.offset, head)
+        found, header, _ = pack_format.parse_header(head[:length], entry.offset, self.name)
+        if found != chunk or header != entry:
+            raise CorruptionError(f"{self.name} holds another record for {chunk.hex()}", hint="run coral fsck")
+        return codecs.base_of(entry.codec, head[HEADER_BYTES:length])
 
     def _open(self) -> ReadFile:
         return self._folder.open(self.name + PACK)
@@ -216,9 +226,9 @@ class PackSet:
         return next((found for found in self.copies(chunk) if chunk not in found[0].bad), None)
 
     def copies(self, chunk: ChunkId) -> list[tuple[Pack, Entry]]:
-        """Where all records of an id lie, among the packs known now: newest first, the damaged ones last."""
+        """Where all records of an id lie, among the packs known now: the shallowest first, the damaged ones last."""
         found = [(pack, index.entry(position)) for pack, index, position in self._places(chunk)]
-        return found if len(found) < 2 else sorted(found, key=lambda place: chunk in place[0].bad)
+        return found if len(found) < 2 else sorted(found, key=lambda place: (chunk in place[0].bad, place[1].depth))
 
     def _places(self, chunk: ChunkId) -> Sequence[tuple[Pack, PackIndex, int]]:
         view = self._view if self._searched else self._search()
@@ -241,6 +251,15 @@ class PackSet:
             # Let go of, and when wanted again the pack had been merged away.
             self.forget(pack)
             return None
+
+    def base_of(self, chunk: ChunkId) -> ChunkId | None:
+        """The chunk that a record is encoded against; None for one that stands alone.
+
+        Raises:
+            CorruptionError: the record is missing or damaged.
+        """
+        pack, entry = self.locate(chunk)
+        return None if entry.depth == 0 else pack.read_base(chunk, entry)
 
     def locate(
         self, chunk: ChunkId, *, kind: int = KIND_CHUNK, nbytes: int | None = None, without: Collection[str] = ()

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from coral.errors import CorruptionError
 from coral.format import codecs
-from coral.format.chunking import chunk_count, spans
+from coral.format.chunking import CHUNK_LIMIT, chunk_count, spans
 from coral.format.dtypes import item_bytes
 from coral.format.manifest import TensorRecord
-from coral.format.pack import KIND_LIST, Entry
+from coral.format.pack import KIND_LIST, MAX_DEPTH, Entry
 from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
 from coral.objects.packs import PackSet
+from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
 from coral.objects.source import BytesSource
 
@@ -33,6 +34,8 @@ _WINDOW_PER_THREAD = 2
 # Batches of 4 MiB, which hold copies where a tensor is not in plain memory: 64 MiB, however many cores there are.
 _LARGEST_WINDOW = 16
 _LARGEST_ARRAY = (1 << 63) - 1
+# Writers stop at MAX_DEPTH, but two that did not know of each other may have put theirs on top of one another.
+_DEEPEST = 4 * MAX_DEPTH
 
 
 class ChunkStore:
@@ -43,15 +46,27 @@ class ChunkStore:
         lock: flock file: writers share it, garbage collection excludes them.
         threads: workers for hashing, encoding and decoding; None takes every core.
         verify_writes: decode each encoded chunk and compare before it counts.
+        memory: says how many bytes of what was last stored may be kept in memory; None keeps none.
     """
 
-    def __init__(self, folder: Folder, lock: Path, *, threads: int | None = None, verify_writes: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        lock: Path,
+        *,
+        threads: int | None = None,
+        verify_writes: bool = True,
+        memory: Callable[[], int] | None = None,
+    ) -> None:
         self.folder = folder
         self.lock = lock
         self.verify_writes = verify_writes
         self.threads = threads or _cores()
+        self.memory = Memory(memory) if memory is not None else None
         self.packs = PackSet(folder)
-        self._scratch = Scratch()
+        # One for each level of a delta and its bases, all of which are read at once.
+        self._records = [Scratch() for _ in range(_DEEPEST + 1)]
+        self._bases = [Scratch() for _ in range(_DEEPEST + 1)]
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
     @property
@@ -125,7 +140,9 @@ class ChunkStore:
             inline_bytes(record)
             return
         for chunk, (start, stop) in zip(self.chunk_ids(record), spans(record.dtype, record.shape), strict=True):
-            self.packs.locate(chunk, nbytes=stop - start)
+            _, entry = self.packs.locate(chunk, nbytes=stop - start)
+            if entry.depth:
+                self.bases_of(chunk)
 
     def chunk_ids(self, record: TensorRecord) -> list[ChunkId]:
         """The ids of a tensor's chunks, in order; none for one that stands inline in the manifest."""
@@ -165,13 +182,44 @@ class ChunkStore:
 
     def read_chunk(self, chunk: ChunkId, out: memoryview) -> None:
         """Fill ``out`` with one chunk, verified. Raises CorruptionError."""
+        try:
+            self._decode(chunk, out, 0, verify_bases=False)
+        except CorruptionError:
+            # Once more, looking at every chunk on the way: the one that is damaged may lie in another pack as well.
+            self._decode(chunk, out, 0, verify_bases=True)
+
+    def _decode(self, chunk: ChunkId, out: memoryview, level: int, *, verify_bases: bool) -> None:
+        if level > _DEEPEST:
+            raise CorruptionError(
+                f"the chunk {chunk.hex()} lies under more than {_DEEPEST} others", hint="run coral fsck"
+            )
+
+        def read_base(base: ChunkId, into: memoryview) -> None:
+            length = self.packs.locate(base)[1].raw_length
+            whole = into if length == len(into) else self._bases[level].take(_chunk_length(length))
+            self._decode(base, whole, level + 1, verify_bases=verify_bases)
+            if length != len(into):
+                fit(whole, into)
 
         def decode(entry: Entry, payload: memoryview) -> None:
-            codecs.decode_into(entry.codec, entry.item, payload, out)
-            if chunk_id(out) != chunk:
+            codecs.decode_into(entry.codec, entry.item, payload, out, read_base)
+            if (level == 0 or verify_bases) and chunk_id(out) != chunk:
                 raise CorruptionError(f"the chunk {chunk.hex()} decodes to other bytes", hint="run coral fsck")
 
-        self.packs.read(chunk, self._scratch, decode, nbytes=len(out))
+        self.packs.read(chunk, self._records[level], decode, nbytes=len(out))
+
+    def bases_of(self, chunk: ChunkId) -> list[ChunkId]:
+        """The chunks that must be decoded before this one, nearest first; the last of them stands alone.
+
+        Raises:
+            CorruptionError: one of them is missing or damaged, or there is no end to them.
+        """
+        bases: list[ChunkId] = []
+        while (base := self.packs.base_of(bases[-1] if bases else chunk)) is not None:
+            if len(bases) == _DEEPEST:
+                raise CorruptionError(f"the chunk {chunk.hex()} is a delta of more than {_DEEPEST} others in a row")
+            bases.append(base)
+        return bases
 
     def _read_list(self, ident: ChunkId) -> bytes:
         def copy(entry: Entry, payload: memoryview) -> bytes:
@@ -180,7 +228,20 @@ class ChunkStore:
                 raise CorruptionError(f"the chunk list {ident.hex()} is damaged", hint="run coral fsck")
             return data
 
-        return self.packs.read(ident, self._scratch, copy, kind=KIND_LIST)
+        return self.packs.read(ident, self._records[0], copy, kind=KIND_LIST)
+
+
+def fit(base: memoryview, out: memoryview) -> None:
+    """Fill ``out`` with a base's bytes, cut or followed by zeros."""
+    length = min(len(base), len(out))
+    out[:length] = base[:length]
+    out[length:] = bytes(len(out) - length)
+
+
+def _chunk_length(length: int) -> int:
+    if length > CHUNK_LIMIT:
+        raise CorruptionError(f"a base of {length} bytes, where chunks have at most {CHUNK_LIMIT}")
+    return length
 
 
 def _cores() -> int:

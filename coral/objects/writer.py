@@ -2,7 +2,8 @@
 
 The way of a tensor: it is cut on the chunk grid; the caller's thread fingerprints each chunk (XXH3) and is done with
 those that this process stored before, sooner than it could hand them on. Workers copy and hash the others (BLAKE3),
-drop what the store has, else encode it, decode and compare, and append it to the open pack. :meth:`StoreWriter.seal`
+drop what the store has, else encode it, against the chunk that stood in its place where that is known, decode and
+compare, and append it to the open pack. :meth:`StoreWriter.seal`
 makes the pack durable, then its index; before that no reader sees any of it.
 """
 
@@ -21,7 +22,7 @@ from coral.format.chunking import cuts
 from coral.format.dtypes import byte_count, item_bytes
 from coral.format.index import build as build_index
 from coral.format.manifest import TensorRecord
-from coral.format.pack import KIND_CHUNK, KIND_LIST, MAGIC, MAX_RECORD_BYTES, Entry, pack_header
+from coral.format.pack import KIND_CHUNK, KIND_LIST, MAGIC, MAX_DEPTH, MAX_RECORD_BYTES, Entry, pack_header
 from coral.ids import (
     ID_BYTES,
     INLINE_LIMIT,
@@ -37,10 +38,13 @@ from coral.ids import (
 )
 from coral.objects.jobs import batched, call_off
 from coral.objects.packs import INDEX, PACK
+from coral.objects.parent import UNKNOWN, Mark, Parent
 from coral.objects.scratch import Scratch, same_bytes
+from coral.objects.store import fit
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
+    from coral.objects.parent import Copy, TensorParent
     from coral.objects.source import TensorSource
     from coral.objects.store import ChunkStore
     from coral.storage.folder import NewFile
@@ -52,16 +56,6 @@ Progress = Callable[[int], None]
 """Called with the number of raw bytes just dealt with."""
 
 
-class Mark(NamedTuple):
-    """What a chunk looked like when it was last stored, and its id."""
-
-    fingerprint: bytes
-    chunk: ChunkId
-
-
-_UNKNOWN = Mark(b"", ChunkId(b""))
-
-
 class _Taken(NamedTuple):
     """A tensor being taken in, and the marks of its chunks as they come to be known."""
 
@@ -70,31 +64,29 @@ class _Taken(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """One chunk of one tensor, on its way into the store; its bytes may change meanwhile."""
+    """One chunk of one tensor, on its way into the store; its bytes may change meanwhile.
+
+    Attributes:
+        marks: of the tensor's chunks, to be filled in at ``number``.
+        live: the bytes.
+        item: bytes of one element.
+        parent: the tensor as it was last stored.
+        copy: where to keep the bytes for the next time.
+    """
 
     marks: list[Mark]
     number: int
     live: memoryview
     item: int
+    parent: TensorParent
+    copy: Copy | None
 
 
-class Fingerprints:
-    """What this process stored last under each name, so that unchanged chunks are known at memory speed.
+class _Delta(NamedTuple):
+    """What a chunk may be encoded against, and how deep that would put it."""
 
-    Never written to disk; a fingerprint is no identity, it only vouches for "unchanged since this process hashed it".
-    """
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, tuple[int, ...], list[Mark]]] = {}
-
-    def recall(self, source: TensorSource) -> list[Mark]:
-        """The mark of each chunk when this tensor was last stored; empty when it was not."""
-        dtype, shape, marks = self._seen.get(source.name, ("", (), []))
-        return marks if (dtype, shape) == (source.dtype, source.shape) else []
-
-    def keep(self, source: TensorSource, marks: list[Mark]) -> None:
-        """Remember a tensor as it was stored now."""
-        self._seen[source.name] = (source.dtype, source.shape, marks)
+    base: codecs.Base
+    depth: int
 
 
 class TensorHasher:
@@ -108,11 +100,15 @@ class TensorHasher:
         self,
         sources: Iterable[TensorSource],
         *,
-        fingerprints: Fingerprints | None = None,
+        parent: Parent | None = None,
         progress: Progress | None = None,
     ) -> list[TensorRecord]:
-        """Take in tensors, in bounded memory; returns their records in the order given."""
-        known = fingerprints or Fingerprints()
+        """Take in tensors, in bounded memory; returns their records in the order given.
+
+        Args:
+            parent: these tensors as they were last stored; from now on, as they are now.
+        """
+        known = parent or Parent()
         taken: list[_Taken] = []
         pieces = self._changed(sources, taken, known, progress)
         self._in_parallel(batched(pieces, lambda piece: len(piece.live), _BATCH_BYTES), progress)
@@ -124,22 +120,27 @@ class TensorHasher:
         return records
 
     def _changed(
-        self, sources: Iterable[TensorSource], taken: list[_Taken], known: Fingerprints, progress: Progress | None
+        self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent, progress: Progress | None
     ) -> Iterator[_Piece]:
         """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
         for source in sources:
-            remembered = known.recall(source)
-            ranges = cuts(source.dtype, source.shape) if _nbytes(source) > INLINE_LIMIT else ()
-            marks = [_UNKNOWN] * len(ranges)
+            nbytes = _nbytes(source)
+            if nbytes <= INLINE_LIMIT:
+                taken.append(_Taken(source, []))
+                continue
+            ranges, tensor, item = cuts(source.dtype, source.shape), known.recall(source), item_bytes(source.dtype)
+            copy = known.copy_for(source, nbytes)
+            marks = [UNKNOWN] * len(ranges)
             taken.append(_Taken(source, marks))
             for number, (start, stop) in enumerate(ranges):
                 live = memoryview(source.read(start, stop)).cast("B")
-                if remembered and self._is_unchanged(remembered[number], live):
-                    marks[number] = remembered[number]
+                before = tensor.mark(number)
+                if before.fingerprint and self._is_unchanged(before, live):
+                    marks[number] = before
                     if progress is not None:
                         progress(stop - start)
                 else:
-                    yield _Piece(marks, number, live, item_bytes(source.dtype))
+                    yield _Piece(marks, number, live, item, tensor, copy)
 
     def _is_unchanged(self, mark: Mark, live: memoryview) -> bool:
         return mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
@@ -158,12 +159,14 @@ class TensorHasher:
             call_off(pending)
 
     def _take_batch(self, batch: list[_Piece]) -> int:
-        for marks, number, live, item in batch:
+        for piece in batch:
             # The caller's memory may change while it is being stored: id, mark and payload are made from one copy.
-            data = self._copies.copy(live)
+            data = self._copies.copy(piece.live)
             chunk = chunk_id(data)
-            self._take_chunk(chunk, data, item)
-            marks[number] = Mark(fingerprint(data), chunk)
+            self._take_chunk(chunk, data, piece)
+            piece.marks[piece.number] = Mark(fingerprint(data), chunk)
+            if piece.copy is not None:
+                piece.copy.put(piece.number, chunk, data)
         return sum(len(piece.live) for piece in batch)
 
     def _has(self, chunk: ChunkId) -> bool:
@@ -180,7 +183,7 @@ class TensorHasher:
         self._take_list(ident, data)
         return list_ref(ident)
 
-    def _take_chunk(self, chunk: ChunkId, data: memoryview, item: int) -> None:
+    def _take_chunk(self, chunk: ChunkId, data: memoryview, piece: _Piece) -> None:
         """Nothing to keep: only the ids are wanted."""
 
     def _take_list(self, ident: ChunkId, data: bytes) -> None:
@@ -200,7 +203,10 @@ class StoreWriter(TensorHasher):
         self._holding.enter_context(file_lock(store.lock, shared=True))
         self._pack: NewFile | None = None
         self._entries: dict[ChunkId, Entry] = {}
+        self._bases: dict[ChunkId, ChunkId] = {}
         self._decoded = Scratch()
+        self._base = Scratch()
+        self._fitted = Scratch()
 
     def seal(self) -> None:
         """Make all that was written durable and visible: the pack first, then its index. Raises StorageError."""
@@ -228,7 +234,7 @@ class StoreWriter(TensorHasher):
         self,
         sources: Iterable[TensorSource],
         *,
-        fingerprints: Fingerprints | None = None,
+        parent: Parent | None = None,
         progress: Progress | None = None,
     ) -> list[TensorRecord]:
         """Store tensors, in bounded memory; a call that fails leaves the writer as it was before it.
@@ -239,7 +245,7 @@ class StoreWriter(TensorHasher):
         """
         size, count = self._pack.size if self._pack else 0, len(self._entries)
         try:
-            return super().write_tensors(sources, fingerprints=fingerprints, progress=progress)
+            return super().write_tensors(sources, parent=parent, progress=progress)
         except BaseException:
             self._roll_back(size, count)
             raise
@@ -247,20 +253,61 @@ class StoreWriter(TensorHasher):
     def _roll_back(self, size: int, count: int) -> None:
         for chunk in list(self._entries)[count:]:
             del self._entries[chunk]
+            self._bases.pop(chunk, None)
         if self._pack is not None and size:
             self._pack.truncate(size)
         elif self._pack is not None:
             self._pack.discard()
             self._pack = None
 
-    def _take_chunk(self, chunk: ChunkId, data: memoryview, item: int) -> None:
+    def _take_chunk(self, chunk: ChunkId, data: memoryview, piece: _Piece) -> None:
         if not self._claim(chunk):
             return
-        codec, payload = codecs.encode(data, item)
-        entry = Entry(0, len(payload), len(data), KIND_CHUNK, codec, 0, item)
+        delta = self._delta_for(chunk, piece, len(data))
+        codec, payload = codecs.encode(data, piece.item, delta.base if delta is not None else None)
+        depth = delta.depth if delta is not None and codec in codecs.WITH_BASE else 0
+        entry = Entry(0, len(payload), len(data), KIND_CHUNK, codec, depth, piece.item)
         if self._store.verify_writes and codec != codecs.RAW:
-            self._verify(chunk, data, payload, entry)
+            self._verify(chunk, data, payload, entry, delta)
+        if depth and delta is not None:
+            self._bases[chunk] = delta.base.chunk
         self._append(chunk, payload, entry)
+
+    def _delta_for(self, chunk: ChunkId, piece: _Piece, length: int) -> _Delta | None:
+        """The chunk that stood in this one's place, or what that one's own deltas began from when they are too many."""
+        before = piece.parent.mark(piece.number).chunk
+        if not before:
+            return None
+        try:
+            below = self._bases_of(before)
+            # Two chunks that need each other would both be lost, and what is damaged is nothing to build on.
+            if chunk in below or not all(self._is_sound(needed) for needed in (before, *below)):
+                return None
+            base, depth = (before, len(below) + 1) if len(below) < MAX_DEPTH else (below[-1], 1)
+            data = piece.parent.held(piece.number, base)
+            if data is None:
+                data = self._base.take(self._length_of(base))
+                self._store.read_chunk(base, data)
+        except CorruptionError:
+            return None
+        if len(data) != length:
+            whole, data = data, self._fitted.take(length)
+            fit(whole, data)
+        return _Delta(codecs.Base(base, data), depth)
+
+    def _bases_of(self, chunk: ChunkId) -> list[ChunkId]:
+        """As :meth:`ChunkStore.bases_of`, of chunks that may not be sealed yet."""
+        bases: list[ChunkId] = []
+        while chunk in self._bases:
+            chunk = self._bases[chunk]
+            bases.append(chunk)
+        return bases if chunk in self._entries else bases + self._store.bases_of(chunk)
+
+    def _is_sound(self, chunk: ChunkId) -> bool:
+        return self._entries[chunk] != _CLAIMED if chunk in self._entries else chunk in self._store.packs
+
+    def _length_of(self, chunk: ChunkId) -> int:
+        return self._store.packs.locate(chunk)[1].raw_length
 
     def _take_list(self, ident: ChunkId, data: bytes) -> None:
         if len(data) > MAX_RECORD_BYTES:
@@ -281,9 +328,15 @@ class StoreWriter(TensorHasher):
             self._entries[chunk] = _CLAIMED
             return True
 
-    def _verify(self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry) -> None:
+    def _verify(
+        self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry, delta: _Delta | None
+    ) -> None:
+        def read_base(_: ChunkId, into: memoryview) -> None:
+            assert delta is not None
+            fit(delta.base.data, into)
+
         out = self._decoded.take(entry.raw_length)
-        codecs.decode_into(entry.codec, entry.item, payload, out)
+        codecs.decode_into(entry.codec, entry.item, payload, out, read_base)
         if not same_bytes(out, data):
             raise CorruptionError(
                 f"the chunk {chunk.hex()} did not decode to what was encoded, so it was not stored",

@@ -21,16 +21,20 @@ class Config:
         author: who commits when the call does not say.
         verify_writes: decode each encoded chunk and compare before it counts.
         threads: workers for hashing and codecs; None takes every core.
+        keep_parent: keep the bytes of the last commit in memory while training goes on, up to a quarter of what is
+            free, so that the next one need not read them back to be encoded against them.
     """
 
     author: str | None = None
     verify_writes: bool = True
     threads: int | None = None
+    keep_parent: bool = True
 
     def to_toml(self) -> str:
         """The file's text."""
         lines = ["[coral]", f"format = {FORMAT_VERSION}", 'hash = "blake3"', "", "[store]"]
         lines.append(f"verify_writes = {str(self.verify_writes).lower()}")
+        lines.append(f"keep_parent = {str(self.keep_parent).lower()}")
         if self.threads is not None:
             lines.append(f"threads = {self.threads}")
         if self.author is not None:
@@ -51,7 +55,12 @@ class Config:
             data = tomllib.loads(folder.read(CONFIG).decode())
             _check_version(data["coral"], folder)
             store, user = data.get("store", {}), data.get("user", {})
-            config = cls(user.get("author"), store.get("verify_writes", True), store.get("threads"))
+            config = cls(
+                user.get("author"),
+                store.get("verify_writes", True),
+                store.get("threads"),
+                store.get("keep_parent", True),
+            )
             config._check()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, CoralError):
@@ -62,6 +71,7 @@ class Config:
     def _check(self) -> None:
         good = (
             type(self.verify_writes) is bool
+            and type(self.keep_parent) is bool
             and isinstance(self.author, str | None)
             and (self.threads is None or (type(self.threads) is int and 1 <= self.threads <= 1024))
         )

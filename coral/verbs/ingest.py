@@ -13,7 +13,7 @@ from coral.format.manifest import Manifest, Skeleton, TensorRecord
 from coral.objects import BytesSource
 
 if TYPE_CHECKING:
-    from coral.objects import ChunkStore, Fingerprints, TensorHasher
+    from coral.objects import ChunkStore, Parent, TensorHasher
     from coral.objects.writer import Progress
     from coral.storage.folder import Folder
 
@@ -25,7 +25,7 @@ def manifest_of(
     hasher: TensorHasher,
     *,
     opaque: bool = False,
-    fingerprints: Fingerprints | None = None,
+    parent: Parent | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """The manifest of a file; its tensors are stored when ``hasher`` is a writer.
@@ -38,7 +38,7 @@ def manifest_of(
         NotFoundError, StorageError: it cannot be read.
     """
     with _naming(path), containers.parse(path, opaque=opaque) as parsed:
-        records = hasher.write_tensors(parsed.tensors, fingerprints=fingerprints, progress=progress)
+        records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
         skeleton = None
         if parsed.skeleton is not None:
             (record,) = hasher.write_tensors([BytesSource(_SKELETON_NAME, parsed.skeleton)])

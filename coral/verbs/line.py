@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from coral.errors import ConflictError, NothingToCommitError, PartNotFoundError, RefNotFoundError
+from coral.errors import ConflictError, CoralError, NothingToCommitError, PartNotFoundError, RefNotFoundError
 from coral.format.names import check_part_name, check_ref_name
 from coral.verbs.commit import Draft, land
 from coral.verbs.staging import Overlay, Staging
@@ -17,7 +17,7 @@ from coral.verbs.staging import Overlay, Staging
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
     from coral.history import Commit, History
-    from coral.objects import ChunkStore, Fingerprints, StoreWriter
+    from coral.objects import ChunkStore, Parent, StoreWriter
     from coral.verbs.parts import PartReader
 
 _FROM_HEAD = re.compile(r"(?:HEAD|@)((?:[~^].*)?)", re.DOTALL)
@@ -56,7 +56,7 @@ class Line:
         self._is_busy = False
         self._opened: Overlay | None = None
         self._writer: StoreWriter | None = None
-        self._fingerprints: dict[str, Fingerprints] = {}
+        self._parents: dict[str, Parent] = {}
         self._is_pinned = False
         self._pinned: str | None = None
         self._tip: str | None = None
@@ -192,15 +192,13 @@ class Line:
                     overlay.base, overlay.parts = base, parts
                 raise
 
-    def stage(self, name: str, build: Callable[[StoreWriter, Fingerprints], Manifest]) -> Manifest:
+    def stage(self, name: str, build: Callable[[StoreWriter, Parent], Manifest]) -> Manifest:
         """Stage a part that ``build`` makes of the store's writer and of what was last stored under this name."""
-        from coral.objects import Fingerprints
-
         check_part_name(name)
         with self._busy():
             if self._writer is None:
                 self._writer = self._store().writer()
-            manifest = build(self._writer, self._fingerprints.setdefault(name, Fingerprints()))
+            manifest = build(self._writer, self._parent_of(name))
             manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
             if self._durable:
                 self._seal()
@@ -208,6 +206,19 @@ class Line:
                 self._rebase_if_clean(overlay)
                 overlay.parts[name] = manifest
             return manifest
+
+    def _parent_of(self, name: str) -> Parent:
+        """The part as this object last staged it, else as the next commit holds it so far."""
+        from coral.objects import Parent
+
+        if name not in self._parents:
+            records = {}
+            with contextlib.suppress(CoralError):  # there is none, or it is damaged: nothing to build on
+                records = {record.name: record for record in self.staged_or_tip(name).records}
+            store = self._store()
+            # What the shell stages is the last that its process does.
+            self._parents[name] = Parent(records, store.chunk_ids, None if self._durable else store.memory)
+        return self._parents[name]
 
     def unstage(self, names: tuple[str, ...]) -> None:
         """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from coral.format.dtypes import BITS, byte_count
 from coral.format.manifest import TensorRecord
-from coral.objects import ChunkStore, Fingerprints
+from coral.objects import ChunkStore, Parent
 from coral.storage.folder import Folder
 
 MIB = 1 << 20
@@ -42,10 +42,10 @@ def open_store(root: Path, *, threads: int | None = 2) -> ChunkStore:
     return ChunkStore(Folder(root / "packs", temporary=root / "tmp"), root / "lock", threads=threads)
 
 
-def write(store: ChunkStore, *tensors: Tensor, fingerprints: Fingerprints | None = None) -> list[TensorRecord]:
+def write(store: ChunkStore, *tensors: Tensor, parent: Parent | None = None) -> list[TensorRecord]:
     """Store tensors and seal."""
     with store.writer() as writer:
-        records = writer.write_tensors(tensors, fingerprints=fingerprints)
+        records = writer.write_tensors(tensors, parent=parent)
         writer.seal()
     return records
 

@@ -20,7 +20,7 @@ from coral.format.index import build
 from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_CHUNK, MAGIC, Entry, pack_header
 from coral.ids import ContentRef, chunk_id
-from coral.objects import BytesSource, ChunkStore, Fingerprints, TensorHasher
+from coral.objects import BytesSource, ChunkStore, Parent, TensorHasher
 from coral.storage.folder import Folder
 from tests.objects.helpers import (
     MIB,
@@ -154,36 +154,36 @@ def test_appended_rows_are_stored_alone(store: ChunkStore) -> None:
 
 def test_changes_in_place_are_seen(store: ChunkStore) -> None:
     """Fingerprints save hashing, and no change of a tensor in memory, its shape, dtype or length escapes them."""
-    known = Fingerprints()
+    known = Parent()
     tensor = Tensor("t", noise(1, 3 * MIB))
-    (first,) = write(store, tensor, fingerprints=known)
-    (same,) = write(store, tensor, fingerprints=known)
+    (first,) = write(store, tensor, parent=known)
+    (same,) = write(store, tensor, parent=known)
     assert same == first
     for position in (0, MIB, 3 * MIB - 1):
         tensor.data[position] ^= 1
-        (record,) = write(store, tensor, fingerprints=known)
+        (record,) = write(store, tensor, parent=known)
         assert record.content != first.content
         assert read(store, record) == tensor.data
         tensor.data[position] ^= 1
-    (back,) = write(store, tensor, fingerprints=known)
+    (back,) = write(store, tensor, parent=known)
     assert back == first
     tensor.dtype, tensor.shape = "F32", (3, MIB // 4)
-    (typed,) = write(store, tensor, fingerprints=known)
+    (typed,) = write(store, tensor, parent=known)
     assert read(store, typed) == tensor.data
     tensor.data, tensor.dtype, tensor.shape = bytearray(noise(2, 40)), "U8", (40,)
-    (short,) = write(store, tensor, fingerprints=known)
+    (short,) = write(store, tensor, parent=known)
     assert read(store, short) == tensor.data
 
 
 def test_a_fingerprint_is_no_promise_that_bytes_are_stored(tmp_path: Path) -> None:
     """A tensor unchanged since a call that was thrown away, or known from another store, is stored all the same."""
-    known = Fingerprints()
+    known = Parent()
     tensor = Tensor("t", noise(1, 2 * MIB))
     store = open_store(tmp_path / "one")
     with store.writer() as writer:
-        writer.write_tensors([tensor], fingerprints=known)
+        writer.write_tensors([tensor], parent=known)
     for name in ("one", "two"):
-        (record,) = write(open_store(tmp_path / name), tensor, fingerprints=known)
+        (record,) = write(open_store(tmp_path / name), tensor, parent=known)
         assert read(open_store(tmp_path / name), record) == tensor.data
 
 
@@ -197,15 +197,15 @@ def test_identity_is_never_a_fingerprint(store: ChunkStore, monkeypatch: pytest.
     be made ahead.
     """
     monkeypatch.setattr("coral.objects.writer.fingerprint", lambda data: b"all alike")
-    known = Fingerprints()
+    known = Parent()
     one, two = Tensor("one", noise(1, 2 * MIB)), Tensor("two", noise(2, 2 * MIB))
-    records = write(store, one, two, fingerprints=known)
+    records = write(store, one, two, parent=known)
     assert [read(store, record) for record in records] == [one.data, two.data]
     for record, tensor in zip(records, (one, two), strict=True):
         halves = tensor.data[:MIB], tensor.data[MIB:]
         assert store.chunk_ids(record) == [chunk_id(half) for half in halves]
     two.name = "three"
-    (third,) = write(store, two, fingerprints=known)
+    (third,) = write(store, two, parent=known)
     assert third.content == records[1].content
 
 
@@ -219,7 +219,7 @@ def test_a_tensor_that_changes_meanwhile(store: ChunkStore, monkeypatch: pytest.
     """A tensor that changes while it is being stored gives a torn tensor, never a chunk that does not match its id."""
     from coral.objects import writer as module
 
-    known = Fingerprints()
+    known = Parent()
     for seed in range(3):
         tensor = Tensor("t", noise(seed, 100_000))
 
@@ -230,9 +230,9 @@ def test_a_tensor_that_changes_meanwhile(store: ChunkStore, monkeypatch: pytest.
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "chunk_id", hash_then_change)
-            (record,) = write(store, tensor, fingerprints=known)
+            (record,) = write(store, tensor, parent=known)
         assert read(store, record) == noise(seed, 100_000)
-        (record,) = write(store, tensor, fingerprints=known)
+        (record,) = write(store, tensor, parent=known)
         assert read(store, record) == tensor.data
 
 
