@@ -1,8 +1,7 @@
 """How a process ends, told truthfully to its runs: by itself, by an uncaught exception, by Ctrl-C, by a signal.
 
-Handlers are chained, never replaced: whoever was there before is called as before, and a signal whose default is
-to kill the process still kills it, with that exit status. What cannot be caught (SIGKILL, power) is found out by
-others through the run's lock; see ``liveness``.
+Hooks are chained, never replaced: whoever was there before is called as before (see ``coral.verbs.signals``). What
+cannot be caught (SIGKILL, power) is found out by others through the run's lock; see ``liveness``.
 
 ``sys.exit(3)`` outside of a ``with`` block cannot be told from a script that ran to its end: SystemExit reaches no
 hook, and is gone, with its code, before ``atexit`` runs. Such a run is COMPLETED; in a ``with`` block it is FAILED.
@@ -15,16 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Protocol
 
 from coral.experiments.experiment import ExperimentStatus
 from coral.experiments.scalars import Json
+from coral.verbs import signals
 
 Failure = dict[str, Json]
-_Handler = Callable[[int, FrameType | None], Any] | int | None
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Endable(Protocol):
@@ -44,7 +41,6 @@ class _State:
         self.live: dict[int, Endable] = {}
         self.uncaught: BaseException | None = None
         self.signal: int | None = None
-        self.previous: dict[int, _Handler] = {}
         self.hooked = False
 
 
@@ -58,14 +54,14 @@ def watch(run: Endable) -> None:
         _state = _forked(_state)
     _state.live[id(run)] = run
     _hook_once()
-    _hook_signals()
+    signals.listen(_listener)
 
 
 def forget(run: Endable) -> None:
     """Stop watching a run."""
     _state.live.pop(id(run), None)
-    if not _state.live:
-        _unhook_signals()
+    if not _state.live and _state.pid == os.getpid():
+        signals.ignore(_listener)
 
 
 def live() -> list[Endable]:
@@ -85,8 +81,7 @@ def describe(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:
 
 def _forked(parent: _State) -> _State:
     state = _State()
-    # The hooks were inherited, and are this process's now.
-    state.hooked, state.previous = parent.hooked, parent.previous
+    state.hooked = parent.hooked  # inherited, and this process's now
     return state
 
 
@@ -124,37 +119,20 @@ def _at_exit() -> None:
         run.finish(status, failure)
 
 
-def _hook_signals() -> None:
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in _SIGNALS:
-        before = signal.getsignal(number)
-        # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process.
-        if number not in _state.previous and before is not None and before is not signal.SIG_IGN:
-            _state.previous[number] = before
-            signal.signal(number, _on_signal)
+class _Listener:
+    """What a signal does to the runs of this process."""
 
+    def before_death(self, number: int) -> None:
+        for run in live():
+            run.finish(ExperimentStatus.CANCELLED, _of_signal(number))
 
-def _unhook_signals() -> None:
-    if threading.current_thread() is not threading.main_thread() or _state.pid != os.getpid():
-        return
-    for number in list(_state.previous):
-        if signal.getsignal(number) is _on_signal:
-            signal.signal(number, _state.previous.pop(number))
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    before = _state.previous.get(number)
-    if callable(before):
-        # Its owner decides whether the process ends; if so, the exit says why.
+    def noticed(self, number: int) -> None:
+        # If the process ends of it, the exit says why.
         if _state.pid == os.getpid():
             _state.signal = number
-        before(number, frame)
-        return
-    for run in live():
-        run.finish(ExperimentStatus.CANCELLED, _of_signal(number))
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
+
+
+_listener = _Listener()
 
 
 def _of_signal(number: int) -> Failure:
