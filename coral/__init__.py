@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from coral.history import Commit
     from coral.integrations.torch import model_to_weights
     from coral.repository import Repository
+    from coral.verbs.pending import PendingCommit
 
 # Imported at first use: importing coral loads no framework, and the command line only what it needs.
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "CorruptionError": "coral.errors",
     "FormatError": "coral.errors",
     "NotFoundError": "coral.errors",
+    "PendingCommit": "coral.verbs.pending",
     "Repository": "coral.repository",
     "StorageError": "coral.errors",
     "UsageError": "coral.errors",
@@ -53,6 +55,7 @@ __all__ = [
     "CorruptionError",
     "FormatError",
     "NotFoundError",
+    "PendingCommit",
     "Repository",
     "StorageError",
     "UsageError",

@@ -6,11 +6,11 @@ It holds no algorithm: each method names the verbs of the floor below, in order.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 from coral.errors import (
     AlreadyExistsError,
@@ -28,9 +28,11 @@ from coral.storage.memory import available_memory
 from coral.verbs import layout
 from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
+from coral.verbs.copies import Copies
 from coral.verbs.diff import Diff, diff_parts
 from coral.verbs.line import Line
 from coral.verbs.parts import PartReader, check_updatable, is_state, is_weights, laid_over, part_not_found
+from coral.verbs.pending import Background, PendingCommit
 from coral.verbs.provenance import Provenance
 from coral.verbs.staging import PrivateStaging, ShellStaging, StagedChange, Staging, staged_changes
 from coral.verbs.worktree import CheckoutResult, Plan, WorkTree
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
     import os
 
     from coral.history import ReflogEntry
-    from coral.objects import ChunkStore, Parent, StoreWriter
+    from coral.objects import ChunkStore, Parent, StoreWriter, TensorSource
     from coral.objects.writer import Progress
-    from coral.verbs.checkpoint import Stateful
+    from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
     from coral.verbs.weights import Weights
 
@@ -108,6 +110,8 @@ class Repository:
         )
         self._line = Line(self.history, self._reader, lambda: self.store, staging, durable=shell_staging)
         self._observers: list[CommitObserver] = []
+        self._background = Background()
+        self._copies: dict[str, Copies] = {}
         self._provenance = Provenance(self.path)
         if not shell_staging:
             self._provenance.start()
@@ -195,9 +199,18 @@ class Repository:
         text, tensors = encode_state(state)
         sources = sources_of(tensors)
 
+        return self._stage_tensors(name, sources, ((STATE_KEY, text),), progress)
+
+    def _stage_tensors(
+        self,
+        name: str,
+        sources: Sequence[TensorSource],
+        metadata: tuple[tuple[str, str], ...],
+        progress: Progress | None = None,
+    ) -> Manifest:
         def build(writer: StoreWriter, parent: Parent) -> Manifest:
             records = tuple(writer.write_tensors(sources, parent=parent, progress=progress))
-            return Manifest("safetensors", records, None, ((STATE_KEY, text),))
+            return Manifest("safetensors", records, None, metadata)
 
         return self._line.stage(name, build)
 
@@ -261,6 +274,34 @@ class Repository:
 
     # -- commit
 
+    @overload
+    def commit(
+        self,
+        message: str,
+        author: str | None = ...,
+        tags: Sequence[str] = ...,
+        metadata: Mapping[str, object] | None = ...,
+        allow_empty: bool = ...,
+        *,
+        step: int | None = ...,
+        metrics: Mapping[str, float] | None = ...,
+        wait: Literal[True] = ...,
+    ) -> Commit: ...
+
+    @overload
+    def commit(
+        self,
+        message: str,
+        author: str | None = ...,
+        tags: Sequence[str] = ...,
+        metadata: Mapping[str, object] | None = ...,
+        allow_empty: bool = ...,
+        *,
+        step: int | None = ...,
+        metrics: Mapping[str, float] | None = ...,
+        wait: Literal[False],
+    ) -> PendingCommit: ...
+
     def commit(
         self,
         message: str,
@@ -271,8 +312,9 @@ class Repository:
         *,
         step: int | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> Commit:
-        """Commit what is staged; once this returns, a power cut cannot take it back.
+        wait: bool = True,
+    ) -> Commit | PendingCommit:
+        """Commit what is staged; once the commit is there, a power cut cannot take it back.
 
         Args:
             message: why.
@@ -282,6 +324,8 @@ class Repository:
             allow_empty: commit even when nothing changed.
             step: the training step that the weights are of; links the commit to the active run exactly.
             metrics: measured at this step; they are kept with the commit.
+            wait: False makes the commit beside the caller; :meth:`PendingCommit.result` tells how it went, and so
+                does the next commit if it failed.
 
         Raises:
             NothingToCommitError: nothing staged differs from the branch's tip.
@@ -289,21 +333,82 @@ class Repository:
                 call came from a signal handler in the middle of another one.
             AlreadyExistsError: a tag exists; one taken in the very moment is found out after the commit landed.
         """
-        names = [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
-        for name in names:
-            self._check_free_tag(name)
+        self.flush()
+        names = self._free_tags(tags)
+        draft = self._draft(message, author, metadata, step=step, metrics=metrics, allow_empty=allow_empty)
+        if wait:
+            return self._land(draft, names)
+        self._line.check_not_inside()
+
+        def make(begun: Callable[[], None]) -> Commit:
+            with self._line.alone():
+                begun()
+                return self._land(draft, names)
+
+        return self._background.start(make)
+
+    def _draft(
+        self,
+        message: str,
+        author: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        *,
+        step: int | None,
+        metrics: Mapping[str, float] | None,
+        allow_empty: bool,
+    ) -> Draft:
+        trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
+        for observer in list(self._observers):
+            trailers.update(observer.trailers(step=step, metrics=metrics))
+        return Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
+
+    def _land(self, draft: Draft, tags: Sequence[str]) -> Commit:
         with self._line.alone():
-            trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
-            for observer in list(self._observers):
-                trailers.update(observer.trailers(step=step, metrics=metrics))
-            draft = Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
             commit = self._line.land(draft)
             for observer in list(self._observers):
                 observer.committed(commit)
             self._tidy()
-        for name in names:
+        for name in tags:
             self.history.create_tag(name, commit.commit_hash)
         return commit
+
+    def flush(self) -> None:
+        """Wait for the commit that is under way. Raises what went wrong with it, unless its caller was told already."""
+        self._background.settle()
+
+    def settle_quietly(self) -> None:
+        """As :meth:`flush`, with a warning in place of an error."""
+        self._background.warn_of_failure()
+
+    @overload
+    def save(
+        self,
+        model: object,
+        optimizer: Stateful | None = ...,
+        scheduler: Stateful | None = ...,
+        message: str | None = ...,
+        *,
+        step: int | None = ...,
+        metrics: Mapping[str, float] | None = ...,
+        tags: Sequence[str] = ...,
+        wait: Literal[True] = ...,
+        **state: object,
+    ) -> Commit: ...
+
+    @overload
+    def save(
+        self,
+        model: object,
+        optimizer: Stateful | None = ...,
+        scheduler: Stateful | None = ...,
+        message: str | None = ...,
+        *,
+        step: int | None = ...,
+        metrics: Mapping[str, float] | None = ...,
+        tags: Sequence[str] = ...,
+        wait: Literal[False],
+        **state: object,
+    ) -> PendingCommit: ...
 
     def save(
         self,
@@ -315,8 +420,9 @@ class Repository:
         step: int | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Sequence[str] = (),
+        wait: bool = True,
         **state: object,
-    ) -> Commit:
+    ) -> Commit | PendingCommit:
         """Commit a whole training checkpoint in one call: weights, optimizer, scheduler, random number generators.
 
         Args:
@@ -324,19 +430,39 @@ class Repository:
             optimizer, scheduler: what has ``state_dict()`` and ``load_state_dict()``.
             message: why; None writes ``step N``.
             step, metrics, tags: as :meth:`commit` takes them.
+            wait: False copies all of it, as it is now, and returns; the commit is made of the copy while training
+                goes on. A call that finds the commit before it under way waits for that one.
             state: whatever else training needs to go on; :meth:`load_into` returns it.
 
         Raises:
             UnsupportedValueError: a value that cannot be kept, named by its path.
+            CoralError: with the commit before this one, which nobody waited for, something went wrong.
         """
         from coral.verbs import checkpoint
 
+        self.flush()
+        names = self._free_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")
+        draft = self._draft(text, step=step, metrics=metrics, allow_empty=True)
+        parts = checkpoint.parts_of(model, optimizer, scheduler, state)
+        if wait:
+            return self._save(parts, draft, names)
+        self._line.check_not_inside()
+        copied = [part.copied(self._copies.setdefault(part.name, Copies()), self.store.submit) for part in parts]
+
+        def make(begun: Callable[[], None]) -> Commit:
+            with self._line.alone(), self.store.quietly():
+                begun()
+                return self._save(copied, draft, names)
+
+        return self._background.start(make)
+
+    def _save(self, parts: Sequence[Part], draft: Draft, tags: Sequence[str]) -> Commit:
         with self._line.alone():
             with self._line.all_or_nothing():
-                self.stage_weights(model, checkpoint.MODEL_PART)
-                self.stage_state(checkpoint.gather(model, optimizer, scheduler, state), checkpoint.STATE_PART)
-            return self.commit(text, tags=tags, allow_empty=True, step=step, metrics=metrics)
+                for part in parts:
+                    self._stage_tensors(part.name, part.tensors, part.metadata)
+            return self._land(draft, tags)
 
     def load_into(
         self,
@@ -670,6 +796,12 @@ class Repository:
             self.history.consolidate()
             self.store.consolidate()
             self.storage.sweep_temporary()
+
+    def _free_tags(self, tags: Sequence[str]) -> list[str]:
+        names = [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
+        for name in names:
+            self._check_free_tag(name)
+        return names
 
     def _check_free_tag(self, name: str) -> None:
         check_ref_name(name, "tag")

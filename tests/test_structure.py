@@ -57,6 +57,7 @@ PUBLIC_NAMES = [
     "CorruptionError",
     "FormatError",
     "NotFoundError",
+    "PendingCommit",
     "Repository",
     "StorageError",
     "UsageError",

@@ -209,6 +209,7 @@ class Run(Experiment):
         final = as_status(status)
         if not final.is_final:
             raise UsageError(f"a run cannot end as {final}", hint="'completed', 'failed' or 'cancelled'")
+        self.repo.flush()
         pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
         if not self._finish(final, None, pinned):
             raise self._has_ended()
@@ -216,6 +217,7 @@ class Run(Experiment):
 
     def fail(self, error_message: str | None = None) -> Experiment:
         """End the run as FAILED. Raises ConflictError as :meth:`end` does."""
+        self.repo.flush()
         failure: endings.Failure = {"kind": "error", "message": plain(error_message) if error_message else None}
         if not self._finish(ExperimentStatus.FAILED, failure):
             raise self._has_ended()
@@ -241,6 +243,7 @@ class Run(Experiment):
 
     def finish(self, status: ExperimentStatus, failure: endings.Failure | None) -> None:
         """End the run unless it has ended; never raises because of the storage."""
+        self.repo.settle_quietly()
         with contextlib.suppress(ConflictError):
             self._finish(status, failure)
 
@@ -302,7 +305,7 @@ class Run(Experiment):
         if not self._warned:
             self._warned = True
             text = f"run {self.experiment_id} does not list its commits for now ({error}); they name the run themselves"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
 
     def _link(self, commit: Commit) -> None:
         metrics: dict[str, Json] = {name: tagged(float(value)) for name, value in commit.metrics.items()}

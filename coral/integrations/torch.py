@@ -5,6 +5,7 @@ The only file that imports torch; it is loaded through the entry point group ``c
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,6 +79,38 @@ class TorchTensor:
         first = start // size
         elements = _carrier(_range(self._tensor, first, -(-stop // size))).cpu()
         return _cpu_bytes(elements.contiguous())[start - first * size : stop - first * size]
+
+    def start_copy(self, held: object | None) -> tuple[object, Callable[[], memoryview]] | None:
+        """Begin to copy a CUDA tensor into pinned memory; see :class:`coral.verbs.copies.DeviceSource`.
+
+        The copies go through one stream of their own. What the program does to the tensor next waits for its copy, on
+        the device; the program itself does not.
+        """
+        device = self._tensor.device
+        if device.type != "cuda":
+            return None
+        whole = _carrier(self._tensor)
+        fits = isinstance(held, torch.Tensor) and (held.shape, held.dtype) == (whole.shape, whole.dtype)
+        pinned = held if fits else torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+        assert isinstance(pinned, torch.Tensor)
+        stream, current = _copy_stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            pinned.copy_(whole, non_blocking=True)
+            whole.record_stream(stream)
+            done = stream.record_event()
+        current.wait_event(done)
+
+        def finish() -> memoryview:
+            done.synchronize()
+            return _cpu_bytes(pinned)
+
+        return pinned, finish
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

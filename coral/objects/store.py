@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -33,6 +36,7 @@ T = TypeVar("T")
 _WINDOW_PER_THREAD = 2
 # Batches of 4 MiB, which hold copies where a tensor is not in plain memory: 64 MiB, however many cores there are.
 _LARGEST_WINDOW = 16
+_NICE = 15
 _LARGEST_ARRAY = (1 << 63) - 1
 # Writers stop at MAX_DEPTH, but two that did not know of each other may have put theirs on top of one another.
 _DEEPEST = 4 * MAX_DEPTH
@@ -67,19 +71,21 @@ class ChunkStore:
         # One for each level of a delta and its bases, all of which are read at once.
         self._records = [Scratch() for _ in range(_DEEPEST + 1)]
         self._bases = [Scratch() for _ in range(_DEEPEST + 1)]
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """This process's worker threads (a forked child starts its own)."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(self.threads, thread_name_prefix="coral")
-        return self._pool[1]
+        self._pid = os.getpid()
+        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._quiet = threading.local()
 
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker thread do a job; once the interpreter is shutting down, the caller's thread does it."""
+        if self._pid != os.getpid():
+            # A forked child has none of its parent's threads.
+            self._pid, self._pools = os.getpid(), {}
+        quiet = getattr(self._quiet, "is_on", False)
+        if quiet not in self._pools:
+            started = be_nice if quiet else None
+            self._pools[quiet] = ThreadPoolExecutor(self.threads, thread_name_prefix="coral", initializer=started)
         try:
-            return self.pool.submit(job, *args, **kwargs)
+            return self._pools[quiet].submit(job, *args, **kwargs)
         except RuntimeError:
             # No pool takes jobs any more, and a commit that is under way must still be finished.
             done: Future[T] = Future()
@@ -88,6 +94,15 @@ class ChunkStore:
             except BaseException as error:
                 done.set_exception(error)
             return done
+
+    @contextlib.contextmanager
+    def quietly(self) -> Iterator[None]:
+        """What this thread asks of the store meanwhile is done by threads that leave the processor to others."""
+        self._quiet.is_on = True
+        try:
+            yield
+        finally:
+            self._quiet.is_on = False
 
     @property
     def window(self) -> int:
@@ -141,7 +156,7 @@ class ChunkStore:
             return
         for chunk, (start, stop) in zip(self.chunk_ids(record), spans(record.dtype, record.shape), strict=True):
             _, entry = self.packs.locate(chunk, nbytes=stop - start)
-            if entry.depth:
+            if entry.codec in codecs.WITH_BASE:
                 self.bases_of(chunk)
 
     def chunk_ids(self, record: TensorRecord) -> list[ChunkId]:
@@ -242,6 +257,13 @@ def _chunk_length(length: int) -> int:
     if length > CHUNK_LIMIT:
         raise CorruptionError(f"a base of {length} bytes, where chunks have at most {CHUNK_LIMIT}")
     return length
+
+
+def be_nice() -> None:
+    """Let this thread run when others leave a processor free: Linux gives each thread a priority of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _cores() -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from coral.errors import CorruptionError, InvalidNameError, PartNotFoundError, UnsupportedValueError, UsageError
 from coral.verbs.frameworks import Framework, find_framework, framework_of
 from coral.verbs.parts import STATE_KEY
+from coral.verbs.state import encode_state
 
 if TYPE_CHECKING:
     from coral.containers import TensorSource, TensorView
+    from coral.verbs.copies import Copies, Submit
     from coral.verbs.weights import Weights
 
 MODEL_PART = "model.safetensors"
@@ -93,6 +96,36 @@ def file_metadata(pairs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 def framework_name(model: object) -> str:
     """The framework that a model is of; ``load_into`` reads the weights as its tensors."""
     return framework_of(model).name
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a checkpoint, to be staged.
+
+    Attributes:
+        name: of the part.
+        tensors: as they are now, or copies of them.
+        metadata: the container's key-value pairs.
+    """
+
+    name: str
+    tensors: Sequence[TensorSource]
+    metadata: tuple[tuple[str, str], ...]
+
+    def copied(self, copies: Copies, submit: Submit) -> Part:
+        """This part with copies of its tensors."""
+        return Part(self.name, copies.take(self.tensors, submit), self.metadata)
+
+
+def parts_of(
+    model: object, optimizer: Stateful | None, scheduler: Stateful | None, rest: Mapping[str, object]
+) -> list[Part]:
+    """What :meth:`Repository.save` keeps of a training, as two parts."""
+    text, tensors = encode_state(gather(model, optimizer, scheduler, rest))
+    return [
+        Part(MODEL_PART, sources_of(weights_of(model)), ()),
+        Part(STATE_PART, sources_of(tensors), ((STATE_KEY, text),)),
+    ]
 
 
 def gather(

@@ -53,6 +53,7 @@ class Line:
         self._durable = durable
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._owner = 0
         self._is_busy = False
         self._opened: Overlay | None = None
         self._writer: StoreWriter | None = None
@@ -133,17 +134,23 @@ class Line:
         if self._pid != os.getpid():
             self._after_fork()
         with self._lock:
-            yield
+            owner, self._owner = self._owner, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = owner
+
+    def check_not_inside(self) -> None:
+        """Raise ConflictError in a signal handler that came in the middle of staging or committing."""
+        if self._owner == threading.get_ident():
+            raise _in_the_middle()
 
     @contextlib.contextmanager
     def _busy(self) -> Iterator[None]:
         """As :meth:`alone`, not nested: a signal handler that runs in the middle of this must not begin another."""
         with self.alone():
             if self._is_busy:
-                raise ConflictError(
-                    "this repository object is in the middle of staging or committing",
-                    hint="in a signal handler, set a flag and save at the next step",
-                )
+                raise _in_the_middle()
             self._is_busy = True
             try:
                 yield
@@ -154,6 +161,7 @@ class Line:
         # The open pack is the parent's, and so is what was staged into it; a thread that held the lock is not here.
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._owner = 0
         self._is_busy = False
         self._opened = None
         if self._writer is not None:
@@ -333,3 +341,10 @@ class Line:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
+
+
+def _in_the_middle() -> ConflictError:
+    return ConflictError(
+        "this repository object is in the middle of staging or committing",
+        hint="in a signal handler, set a flag and save at the next step",
+    )

@@ -200,7 +200,7 @@ def test_save_is_all_or_nothing(repo: Repository) -> None:
         repo.save(torch.nn.Linear(2, 2), handle=object())
     assert repo.status() == before
     with pytest.raises(UsageError):
-        repo.save(torch.nn.Linear(2, 2), optimizer=3)  # type: ignore[arg-type]
+        repo.save(torch.nn.Linear(2, 2), optimizer=3)  # type: ignore[call-overload]
     assert repo.status() == before
 
 
@@ -279,12 +279,12 @@ def test_tags_of_a_commit(repo: Repository) -> None:
 def test_what_a_commit_says(repo: Repository) -> None:
     """Step, metrics and metadata come back as they were given, whatever kind of number they were."""
     repo.stage_weights(weights(1))
-    made = repo.commit(
+    made = repo.commit(  # type: ignore[call-overload]
         "subject ü\n\nbody\nCoral-Step: 9",
         author="Ada Lovelace <ada@x>",
         metadata={"nested": {"list": [1, None, "ü\n"]}},
-        step=np.int64(7),  # type: ignore[arg-type]
-        metrics={"loss": torch.tensor(0.1, dtype=torch.float64), "n": np.float32(2), "nan": float("nan")},  # type: ignore[dict-item]
+        step=np.int64(7),
+        metrics={"loss": torch.tensor(0.1, dtype=torch.float64), "n": np.float32(2), "nan": float("nan")},
     )
     for found in (made, repo.history.commit(made.commit_hash), repo.show().commit):
         assert isinstance(found, Commit)
@@ -299,7 +299,7 @@ def test_what_a_commit_says(repo: Repository) -> None:
     for case in cases:
         arguments = {"message": "x", **case}
         with pytest.raises(UsageError):
-            repo.commit(**arguments)  # type: ignore[arg-type]
+            repo.commit(**arguments)  # type: ignore[call-overload]
     assert repo.commit("still staged").author == "coral"
 
 

@@ -1,0 +1,118 @@
+"""Copies of tensors, taken at once, so that a commit can be made of them while training changes the originals.
+
+The memory is kept and used again by the next one: fresh pages cost four times the copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from coral.format.dtypes import byte_count
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from coral.objects import TensorSource
+
+_PIECE = 4 << 20
+_ALIGNMENT = 64
+
+Submit = Callable[[Callable[[], None]], "Future[None]"]
+"""Has a worker thread do a job."""
+
+
+@runtime_checkable
+class DeviceSource(Protocol):
+    """A tensor that lies in a device's memory, and has its own way to be copied from there."""
+
+    def start_copy(self, held: object | None) -> tuple[object, Callable[[], memoryview]] | None:
+        """Begin to copy the tensor into the program's memory; None when it lies there already.
+
+        Args:
+            held: what an earlier call returned for a tensor of the same name, to be used again.
+
+        Returns:
+            what holds the copy, and what waits for it and gives its bytes.
+        """
+
+
+class CopiedTensor:
+    """A tensor's bytes as they were."""
+
+    def __init__(self, source: TensorSource, data: Callable[[], memoryview]) -> None:
+        self.name, self.dtype, self.shape = source.name, source.dtype, source.shape
+        self._wait = data
+        self._data: memoryview | None = None
+
+    def read(self, start: int, stop: int) -> Buffer:
+        """The bytes [start, stop)."""
+        if self._data is None:
+            self._data = self._wait()
+        return self._data[start:stop]
+
+
+class Copies:
+    """The memory that one part's tensors are copied into."""
+
+    def __init__(self) -> None:
+        self._memory = memoryview(b"")
+        self._held: dict[str, object] = {}
+
+    def take(self, sources: Sequence[TensorSource], submit: Submit) -> list[TensorSource]:
+        """Copy tensors; what was copied before is overwritten. Those of a device may still be on their way."""
+        started = {
+            source.name: copy
+            for source in sources
+            if isinstance(source, DeviceSource) and (copy := source.start_copy(self._held.get(source.name))) is not None
+        }
+        self._held = {name: held for name, (held, _) in started.items()}
+        plain = [source for source in sources if source.name not in started]
+        ranges = dict(zip((source.name for source in plain), self._lay_out(plain), strict=True))
+        self._fill(plain, ranges, submit)
+        copied: list[TensorSource] = []
+        for source in sources:
+            if source.name in started:
+                copied.append(CopiedTensor(source, started[source.name][1]))
+            else:
+                data = ranges[source.name]
+                copied.append(CopiedTensor(source, lambda data=data: data))  # type: ignore[misc]
+        return copied
+
+    def _lay_out(self, sources: Sequence[TensorSource]) -> list[memoryview]:
+        import numpy as np
+
+        starts, stop = [], 0
+        for source in sources:
+            starts.append(stop)
+            stop += -(-byte_count(source.dtype, source.shape) // _ALIGNMENT) * _ALIGNMENT
+        if len(self._memory) < stop:
+            self._memory = np.empty(stop, np.uint8).data
+        return [
+            self._memory[start : start + byte_count(source.dtype, source.shape)]
+            for source, start in zip(sources, starts, strict=True)
+        ]
+
+    def _fill(self, sources: Sequence[TensorSource], ranges: dict[str, memoryview], submit: Submit) -> None:
+        import numpy as np
+
+        def copy(pieces: list[tuple[TensorSource, int, int]]) -> None:
+            for source, start, stop in pieces:
+                piece = ranges[source.name][start:stop]
+                live = memoryview(source.read(start, stop)).cast("B")
+                np.copyto(np.frombuffer(piece, np.uint8), np.frombuffer(live, np.uint8))  # lets go of the GIL
+
+        jobs, batch, size = [], [], 0
+        for source in sources:
+            nbytes = len(ranges[source.name])
+            for start in range(0, nbytes, _PIECE):
+                stop = min(start + _PIECE, nbytes)
+                batch.append((source, start, stop))
+                size += stop - start
+                if size >= _PIECE:
+                    jobs.append(submit(lambda batch=batch: copy(batch)))  # type: ignore[misc]
+                    batch, size = [], 0
+        copy(batch)
+        for job in jobs:
+            job.result()
