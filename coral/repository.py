@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import Progress
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
+    from coral.verbs.repack import Repacked
     from coral.verbs.weights import Weights
 
 _DEFAULT_AUTHOR = "coral"
@@ -633,6 +634,22 @@ class Repository:
                 found: str = point.load()(self, rest)
                 return found
         return self._line.resolve(ref)
+
+    def repack(self, *refs: str, progress: Progress | None = None) -> Repacked:
+        """Make commits quick to read: what they hold as deltas against other commits is stored whole.
+
+        Args:
+            refs: the commits; none takes the tips of all branches, and all tags.
+
+        Raises:
+            CorruptionError: a chunk cannot be read; nothing was changed.
+        """
+        from coral.verbs.repack import repack
+
+        names = refs or (*self.history.branches().values(), *self.history.tags().values())
+        done = repack(self.store, self._reader, map(self.resolve, names), progress=progress)
+        self._tidy()
+        return done
 
     def fsck(self, *, read_data: bool = False, progress: Progress | None = None) -> Checked:
         """Check every commit that a branch, a tag or HEAD reaches; nothing is changed.

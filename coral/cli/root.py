@@ -37,6 +37,7 @@ SECTIONS = {
         "cat": "Show one tensor's statistics or values.",
         "reflog": "Show where HEAD or a branch has been.",
         "fsck": "Check that all that was committed is there.",
+        "repack": "Make commits quick to read.",
     },
     "Move": {
         "checkout": "Write a commit's files, and go there.",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _MOST_PIECES = 128
 
@@ -32,3 +33,13 @@ def call_off(jobs: Iterable[Future[T]]) -> None:
     for job in jobs:
         with contextlib.suppress(CancelledError):
             job.exception()
+
+
+def done(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """Do a job at once, in this thread."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(job(*args, **kwargs))
+    except BaseException as error:
+        future.set_exception(error)
+    return future

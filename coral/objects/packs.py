@@ -99,9 +99,7 @@ class Pack:
 
     def _read_record(self, chunk: ChunkId, entry: Entry, scratch: Scratch) -> memoryview:
         length = HEADER_BYTES + entry.stored_length
-        # The index may be hostile: believe its lengths only as far as the file goes.
-        if entry.stored_length > MAX_RECORD_BYTES or entry.offset + length > self.nbytes:
-            raise CorruptionError(f"{self.name} ends before the chunk {chunk.hex()}", hint="run coral fsck")
+        self._refuse_outside(chunk, entry)
         record = scratch.take(length)
         if self._kept.files.get(self.name, self._open).read_into(entry.offset, record) != length:
             raise CorruptionError(f"{self.name} ends before the chunk {chunk.hex()}", hint="run coral fsck")
@@ -115,12 +113,19 @@ class Pack:
 
     def read_base(self, chunk: ChunkId, entry: Entry) -> ChunkId | None:
         """The base that a record names, read without the rest of it. Raises CorruptionError, NotFoundError."""
-        head = memoryview(bytearray(HEADER_BYTES + ID_BYTES))
+        self._refuse_outside(chunk, entry)
+        head = memoryview(bytearray(HEADER_BYTES + min(ID_BYTES, entry.stored_length)))
         length = self._kept.files.get(self.name, self._open).read_into(entry.offset, head)
         found, header, _ = pack_format.parse_header(head[:length], entry.offset, self.name)
         if found != chunk or header != entry:
             raise CorruptionError(f"{self.name} holds another record for {chunk.hex()}", hint="run coral fsck")
         return codecs.base_of(entry.codec, head[HEADER_BYTES:length])
+
+    def _refuse_outside(self, chunk: ChunkId, entry: Entry) -> None:
+        # The index may be hostile: believe its lengths only as far as the file goes.
+        length = HEADER_BYTES + entry.stored_length
+        if entry.stored_length > MAX_RECORD_BYTES or entry.offset + length > self.nbytes:
+            raise CorruptionError(f"{self.name} ends before the chunk {chunk.hex()}", hint="run coral fsck")
 
     def _open(self) -> ReadFile:
         return self._folder.open(self.name + PACK)
@@ -256,10 +261,13 @@ class PackSet:
         """The chunk that a record is encoded against; None for one that stands alone.
 
         Raises:
-            CorruptionError: the record is missing or damaged.
+            CorruptionError: the record is missing, or damaged in all packs that hold it.
         """
-        pack, entry = self.locate(chunk)
-        return None if entry.depth == 0 else pack.read_base(chunk, entry)
+
+        def name_base(pack: Pack, entry: Entry) -> ChunkId | None:
+            return pack.read_base(chunk, entry) if entry.codec in codecs.WITH_BASE else None
+
+        return self._first_sound(chunk, name_base, kind=KIND_CHUNK, nbytes=None)
 
     def locate(
         self, chunk: ChunkId, *, kind: int = KIND_CHUNK, nbytes: int | None = None, without: Collection[str] = ()
@@ -309,6 +317,16 @@ class PackSet:
         Raises:
             CorruptionError: the record is damaged in all packs that hold it, or missing.
         """
+
+        def read_it(pack: Pack, entry: Entry) -> T:
+            used = use(entry, pack.read_record(chunk, entry, scratch)[HEADER_BYTES:])
+            pack.bad.discard(chunk)
+            return used
+
+        return self._first_sound(chunk, read_it, kind=kind, nbytes=nbytes)
+
+    def _first_sound(self, chunk: ChunkId, attempt: Callable[[Pack, Entry], T], *, kind: int, nbytes: int | None) -> T:
+        """What the first attempt gives that meets no damage, one for each pack that holds the record."""
         errors: list[CorruptionError] = []
         tried: set[str] = set()
         try:
@@ -316,7 +334,7 @@ class PackSet:
                 pack, entry = self._next(chunk, errors, kind=kind, nbytes=nbytes, without=tried)
                 tried.add(pack.name)
                 try:
-                    used = use(entry, pack.read_record(chunk, entry, scratch)[HEADER_BYTES:])
+                    return attempt(pack, entry)
                 except NotFoundError:
                     # Another process merged the pack away.
                     self.forget(pack)
@@ -324,9 +342,6 @@ class PackSet:
                 except CorruptionError as error:
                     pack.bad.add(chunk)
                     errors.append(error)
-                else:
-                    pack.bad.discard(chunk)
-                    return used
         finally:
             # An error holds this frame, and the frame would hold the error.
             errors.clear()

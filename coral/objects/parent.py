@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from coral.errors import CorruptionError
+from coral.errors import CorruptionError, StorageError
 from coral.format.chunking import cuts
 from coral.ids import ChunkId
 
@@ -145,7 +145,7 @@ class Parent:
             return None
         try:
             marks = [Mark(b"", chunk) for chunk in self._chunk_ids(record)]
-        except CorruptionError:
+        except (CorruptionError, StorageError):
             return None  # a parent that cannot be read is none
         return _Stored(record.dtype, record.shape, marks)
 
@@ -161,7 +161,12 @@ class Parent:
             self._memory.give_back(copy.nbytes)
         if not self._memory.take(nbytes):
             return None
-        copy = Copy(source.dtype, source.shape)
+        try:
+            copy = Copy(source.dtype, source.shape)
+        except MemoryError:
+            # There is less than was measured, and a commit does without.
+            self._memory.give_back(nbytes)
+            return None
         self._copies[source.name] = source.dtype, source.shape, copy
         return copy
 

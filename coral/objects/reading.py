@@ -6,6 +6,7 @@ bound what is under way, and use their buffers again.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -44,8 +45,13 @@ def read_many(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview
         for chunk, out in batch:
             store.read_chunk(chunk, out)
 
+    batches = batched(_destinations(store, wanted), lambda piece: len(piece.out), CHUNK_LIMIT)
+    first, second = next(batches, []), next(batches, [])
+    if not second:
+        read(first)  # not worth the handing over
+        return
     try:
-        for batch in batched(_destinations(store, wanted), lambda piece: len(piece.out), CHUNK_LIMIT):
+        for batch in itertools.chain((first, second), batches):
             pending.append(store.submit(read, batch))
             if len(pending) >= store.window:
                 pending.popleft().result()

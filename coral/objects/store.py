@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from coral.errors import CorruptionError
 from coral.format import codecs
@@ -18,6 +18,7 @@ from coral.format.dtypes import item_bytes
 from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_LIST, MAX_DEPTH, Entry
 from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
+from coral.objects.jobs import done
 from coral.objects.packs import PackSet
 from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
@@ -40,6 +41,19 @@ _NICE = 15
 _LARGEST_ARRAY = (1 << 63) - 1
 # Writers stop at MAX_DEPTH, but two that did not know of each other may have put theirs on top of one another.
 _DEEPEST = 4 * MAX_DEPTH
+
+
+class _Attempt(NamedTuple):
+    """One attempt at reading a chunk.
+
+    Attributes:
+        verifies_bases: the bytes of each base are compared with its id, not those of the chunk alone.
+        failed: what could not be read, and at which level. Where several packs hold each of a row of bases, all ways
+            to combine them would be too many to try.
+    """
+
+    verifies_bases: bool
+    failed: set[tuple[ChunkId, int]]
 
 
 class ChunkStore:
@@ -88,12 +102,7 @@ class ChunkStore:
             return self._pools[quiet].submit(job, *args, **kwargs)
         except RuntimeError:
             # No pool takes jobs any more, and a commit that is under way must still be finished.
-            done: Future[T] = Future()
-            try:
-                done.set_result(job(*args, **kwargs))
-            except BaseException as error:
-                done.set_exception(error)
-            return done
+            return done(job, *args, **kwargs)
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:
@@ -131,6 +140,10 @@ class ChunkStore:
         from coral.objects.consolidate import consolidate
 
         return consolidate(self)
+
+    def is_delta(self, chunk: ChunkId) -> bool:
+        """Whether a chunk can only be read with the help of another one. Raises CorruptionError when it is missing."""
+        return self.packs.locate(chunk)[1].depth > 0
 
     # -- reading
 
@@ -198,30 +211,42 @@ class ChunkStore:
     def read_chunk(self, chunk: ChunkId, out: memoryview) -> None:
         """Fill ``out`` with one chunk, verified. Raises CorruptionError."""
         try:
-            self._decode(chunk, out, 0, verify_bases=False)
+            self._decode(chunk, out, 0, _Attempt(verifies_bases=False, failed=set()))
         except CorruptionError:
             # Once more, looking at every chunk on the way: the one that is damaged may lie in another pack as well.
-            self._decode(chunk, out, 0, verify_bases=True)
+            self._decode(chunk, out, 0, _Attempt(verifies_bases=True, failed=set()))
 
-    def _decode(self, chunk: ChunkId, out: memoryview, level: int, *, verify_bases: bool) -> None:
-        if level > _DEEPEST:
+    def _decode(self, chunk: ChunkId, out: memoryview, level: int, attempt: _Attempt) -> None:
+        if level > _DEEPEST or (chunk, level) in attempt.failed:
             raise CorruptionError(
-                f"the chunk {chunk.hex()} lies under more than {_DEEPEST} others", hint="run coral fsck"
+                f"the chunk {chunk.hex()} lies under more than {_DEEPEST} others, or under one that is damaged",
+                hint="run coral fsck",
             )
 
         def read_base(base: ChunkId, into: memoryview) -> None:
-            length = self.packs.locate(base)[1].raw_length
-            whole = into if length == len(into) else self._bases[level].take(_chunk_length(length))
-            self._decode(base, whole, level + 1, verify_bases=verify_bases)
+            length = self.length_of(base)
+            whole = into if length == len(into) else self._bases[level].take(length)
+            self._decode(base, whole, level + 1, attempt)
             if length != len(into):
                 fit(whole, into)
 
         def decode(entry: Entry, payload: memoryview) -> None:
             codecs.decode_into(entry.codec, entry.item, payload, out, read_base)
-            if (level == 0 or verify_bases) and chunk_id(out) != chunk:
+            if (level == 0 or attempt.verifies_bases) and chunk_id(out) != chunk:
                 raise CorruptionError(f"the chunk {chunk.hex()} decodes to other bytes", hint="run coral fsck")
 
-        self.packs.read(chunk, self._records[level], decode, nbytes=len(out))
+        try:
+            self.packs.read(chunk, self._records[level], decode, nbytes=len(out))
+        except CorruptionError:
+            attempt.failed.add((chunk, level))
+            raise
+
+    def length_of(self, chunk: ChunkId) -> int:
+        """Bytes of a chunk, never more than a chunk may have. Raises CorruptionError."""
+        length = self.packs.locate(chunk)[1].raw_length
+        if length > CHUNK_LIMIT:
+            raise CorruptionError(f"the chunk {chunk.hex()} has {length} bytes, not {CHUNK_LIMIT} at most")
+        return length
 
     def bases_of(self, chunk: ChunkId) -> list[ChunkId]:
         """The chunks that must be decoded before this one, nearest first; the last of them stands alone.
@@ -251,12 +276,6 @@ def fit(base: memoryview, out: memoryview) -> None:
     length = min(len(base), len(out))
     out[:length] = base[:length]
     out[length:] = bytes(len(out) - length)
-
-
-def _chunk_length(length: int) -> int:
-    if length > CHUNK_LIMIT:
-        raise CorruptionError(f"a base of {length} bytes, where chunks have at most {CHUNK_LIMIT}")
-    return length
 
 
 def be_nice() -> None:

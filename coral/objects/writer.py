@@ -1,10 +1,9 @@
 """Writing tensors into the store: hash, look up, encode, verify and append, on all cores and in bounded memory.
 
-The way of a tensor: it is cut on the chunk grid; the caller's thread fingerprints each chunk (XXH3) and is done with
-those that this process stored before, sooner than it could hand them on. Workers copy and hash the others (BLAKE3),
-drop what the store has, else encode it, against the chunk that stood in its place where that is known, decode and
-compare, and append it to the open pack. :meth:`StoreWriter.seal`
-makes the pack durable, then its index; before that no reader sees any of it.
+The way of a tensor: it is cut on the chunk grid; workers fingerprint each chunk (XXH3) and leave those that this
+process stored before. They copy and hash the others (BLAKE3), drop what the store has, else encode it, against the
+chunk that stood in its place where that is known, decode and compare, and append it to the open pack.
+:meth:`StoreWriter.seal` makes the pack durable, then its index; before that no reader sees any of it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from coral.errors import CorruptionError, StorageError, UnsupportedValueError
 from coral.format import codecs
@@ -36,7 +35,7 @@ from coral.ids import (
     list_ref,
     single_ref,
 )
-from coral.objects.jobs import batched, call_off
+from coral.objects.jobs import batched, call_off, done
 from coral.objects.packs import INDEX, PACK
 from coral.objects.parent import UNKNOWN, Mark, Parent
 from coral.objects.scratch import Scratch, same_bytes
@@ -49,7 +48,10 @@ if TYPE_CHECKING:
     from coral.objects.store import ChunkStore
     from coral.storage.folder import NewFile
 
+T = TypeVar("T")
 _BATCH_BYTES = 4 << 20
+_SMALL = 16384
+_WORTH_A_WORKER = 1 << 20
 _CLAIMED = Entry(0, 0, 0, 0, 0, 0, 0)
 
 Progress = Callable[[int], None]
@@ -89,6 +91,21 @@ class _Delta(NamedTuple):
     depth: int
 
 
+class _Record(NamedTuple):
+    """A record that is not written yet."""
+
+    chunk: ChunkId
+    entry: Entry
+    data: bytes
+
+
+class _Small(threading.local):
+    """Of each thread the small records of its batch."""
+
+    def __init__(self) -> None:
+        self.records: list[_Record] = []
+
+
 class TensorHasher:
     """Turns tensors into records without storing them; :class:`StoreWriter` adds the storing."""
 
@@ -123,6 +140,18 @@ class TensorHasher:
         self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent, progress: Progress | None
     ) -> Iterator[_Piece]:
         """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
+        pending: deque[tuple[list[_Piece], Future[list[bool]]]] = deque()
+        try:
+            for batch in batched(self._pieces(sources, taken, known), lambda piece: len(piece.live), _BATCH_BYTES):
+                pending.append((batch, self._hand_over(self._compare, batch)))
+                if len(pending) > self._store.threads:
+                    yield from _differing(*pending.popleft(), progress)
+            while pending:
+                yield from _differing(*pending.popleft(), progress)
+        finally:
+            call_off([job for _, job in pending])
+
+    def _pieces(self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent) -> Iterator[_Piece]:
         for source in sources:
             nbytes = _nbytes(source)
             if nbytes <= INLINE_LIMIT:
@@ -133,23 +162,19 @@ class TensorHasher:
             marks = [UNKNOWN] * len(ranges)
             taken.append(_Taken(source, marks))
             for number, (start, stop) in enumerate(ranges):
-                live = memoryview(source.read(start, stop)).cast("B")
-                before = tensor.mark(number)
-                if before.fingerprint and self._is_unchanged(before, live):
-                    marks[number] = before
-                    if progress is not None:
-                        progress(stop - start)
-                else:
-                    yield _Piece(marks, number, live, item, tensor, copy)
+                yield _Piece(marks, number, memoryview(source.read(start, stop)).cast("B"), item, tensor, copy)
+
+    def _compare(self, batch: list[_Piece]) -> list[bool]:
+        return [self._is_unchanged(piece.parent.mark(piece.number), piece.live) for piece in batch]
 
     def _is_unchanged(self, mark: Mark, live: memoryview) -> bool:
-        return mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
+        return bool(mark.fingerprint) and mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
 
     def _in_parallel(self, batches: Iterable[list[_Piece]], progress: Progress | None) -> None:
         pending: deque[Future[int]] = deque()
         try:
             for batch in batches:
-                pending.append(self._store.submit(self._take_batch, batch))
+                pending.append(self._hand_over(self._take_batch, batch))
                 if len(pending) >= self._store.window:
                     _collect(pending, progress)
             while pending:
@@ -157,6 +182,11 @@ class TensorHasher:
         finally:
             # After an error no worker may still be reading the caller's memory or writing into the pack.
             call_off(pending)
+
+    def _hand_over(self, job: Callable[[list[_Piece]], T], batch: list[_Piece]) -> Future[T]:
+        """Have a worker do the job; this thread where the pieces are small, and it is all Python anyway."""
+        worth_it = sum(len(piece.live) for piece in batch) >= _WORTH_A_WORKER
+        return self._store.submit(job, batch) if worth_it else done(job, batch)
 
     def _take_batch(self, batch: list[_Piece]) -> int:
         for piece in batch:
@@ -207,14 +237,21 @@ class StoreWriter(TensorHasher):
         self._decoded = Scratch()
         self._base = Scratch()
         self._fitted = Scratch()
+        self._small = _Small()
 
-    def seal(self) -> None:
-        """Make all that was written durable and visible: the pack first, then its index. Raises StorageError."""
+    def seal(self) -> int:
+        """Make all that was written durable and visible, the pack first, then its index; returns the pack's bytes.
+
+        Raises:
+            StorageError: the disk refused; nothing of it counts.
+        """
         pack, self._pack = self._pack, None
         entries, self._entries = self._entries, {}
         with self._holding:
-            if pack is not None:
-                publish_pack(self._store, pack, entries)
+            if pack is None:
+                return 0
+            publish_pack(self._store, pack, entries)
+            return pack.size
 
     def discard(self) -> None:
         """Throw away what was not sealed; harmless afterwards."""
@@ -263,33 +300,66 @@ class StoreWriter(TensorHasher):
     def _take_chunk(self, chunk: ChunkId, data: memoryview, piece: _Piece) -> None:
         if not self._claim(chunk):
             return
-        delta = self._delta_for(chunk, piece, len(data))
-        codec, payload = codecs.encode(data, piece.item, delta.base if delta is not None else None)
+        self._encode(chunk, data, piece.item, self._delta_for(chunk, piece, len(data)))
+
+    def _encode(self, chunk: ChunkId, data: memoryview, item: int, delta: _Delta | None) -> None:
+        codec, payload = codecs.encode(data, item, delta.base if delta is not None else None)
         depth = delta.depth if delta is not None and codec in codecs.WITH_BASE else 0
-        entry = Entry(0, len(payload), len(data), KIND_CHUNK, codec, depth, piece.item)
+        entry = Entry(0, len(payload), len(data), KIND_CHUNK, codec, depth, item)
         if self._store.verify_writes and codec != codecs.RAW:
             self._verify(chunk, data, payload, entry, delta)
         if depth and delta is not None:
             self._bases[chunk] = delta.base.chunk
         self._append(chunk, payload, entry)
 
+    def write_alone(self, chunks: Iterable[ChunkId], progress: Progress | None = None) -> None:
+        """Write chunks that the store holds as deltas once more, each so that it can be read without any other.
+
+        Raises:
+            CorruptionError: a chunk cannot be read.
+            StorageError: the disk refused.
+        """
+        pending: deque[Future[int]] = deque()
+        try:
+            for chunk in chunks:
+                if chunk not in self._entries:
+                    self._entries[chunk] = _CLAIMED
+                    pending.append(self._store.submit(self._write_alone, chunk))
+                if len(pending) >= self._store.window:
+                    _collect(pending, progress)
+            while pending:
+                _collect(pending, progress)
+        finally:
+            call_off(pending)
+
+    def _write_alone(self, chunk: ChunkId) -> int:
+        entry = self._store.packs.locate(chunk)[1]
+        data = self._copies.take(self._store.length_of(chunk))
+        self._store.read_chunk(chunk, data)
+        self._encode(chunk, data, entry.item, None)
+        self._write_small()
+        return len(data)
+
     def _delta_for(self, chunk: ChunkId, piece: _Piece, length: int) -> _Delta | None:
         """The chunk that stood in this one's place, or what that one's own deltas began from when they are too many."""
         before = piece.parent.mark(piece.number).chunk
-        if not before:
+        if not before or length < codecs.LEAST_DELTA_BYTES:
             return None
         try:
+            # What is damaged is nothing to build on; and of a chunk still being written the bases are not known.
+            if not self._is_sound(before):
+                return None
             below = self._bases_of(before)
-            # Two chunks that need each other would both be lost, and what is damaged is nothing to build on.
-            if chunk in below or not all(self._is_sound(needed) for needed in (before, *below)):
+            # Two chunks that need each other would both be lost.
+            if chunk in below or not all(map(self._is_sound, below)):
                 return None
             base, depth = (before, len(below) + 1) if len(below) < MAX_DEPTH else (below[-1], 1)
             data = piece.parent.held(piece.number, base)
             if data is None:
-                data = self._base.take(self._length_of(base))
+                data = self._base.take(self._store.length_of(base))
                 self._store.read_chunk(base, data)
-        except CorruptionError:
-            return None
+        except (CorruptionError, StorageError):
+            return None  # it cannot be read, and the chunk can stand alone
         if len(data) != length:
             whole, data = data, self._fitted.take(length)
             fit(whole, data)
@@ -306,14 +376,12 @@ class StoreWriter(TensorHasher):
     def _is_sound(self, chunk: ChunkId) -> bool:
         return self._entries[chunk] != _CLAIMED if chunk in self._entries else chunk in self._store.packs
 
-    def _length_of(self, chunk: ChunkId) -> int:
-        return self._store.packs.locate(chunk)[1].raw_length
-
     def _take_list(self, ident: ChunkId, data: bytes) -> None:
         if len(data) > MAX_RECORD_BYTES:
             raise UnsupportedValueError(f"a tensor of {len(data) // ID_BYTES} chunks is too large")
         if self._claim(ident):
             self._append(ident, memoryview(data), Entry(0, len(data), len(data), KIND_LIST, codecs.RAW, 0, 1))
+            self._write_small()
 
     def _has(self, chunk: ChunkId) -> bool:
         return chunk in self._entries or chunk in self._store.packs
@@ -344,8 +412,28 @@ class StoreWriter(TensorHasher):
             )
 
     def _append(self, chunk: ChunkId, payload: memoryview, entry: Entry) -> None:
-        offset = self._open_pack().write_at([pack_header(chunk, entry, checksum(payload)), payload])
+        header = pack_header(chunk, entry, checksum(payload))
+        if len(payload) < _SMALL:
+            self._small.records.append(_Record(chunk, entry, header + payload))
+            return
+        offset = self._open_pack().write_at([header, payload])
         self._entries[chunk] = entry._replace(offset=offset)
+
+    def _take_batch(self, batch: list[_Piece]) -> int:
+        """As inherited; the small records of a batch are written at once."""
+        self._small.records.clear()
+        nbytes = super()._take_batch(batch)
+        self._write_small()
+        return nbytes
+
+    def _write_small(self) -> None:
+        records = self._small.records
+        if records:
+            offset = self._open_pack().write_at([b"".join(record.data for record in records)])
+            for chunk, entry, data in records:
+                self._entries[chunk] = entry._replace(offset=offset)
+                offset += len(data)
+            records.clear()
 
     def _open_pack(self) -> NewFile:
         with self._lock:
@@ -377,11 +465,22 @@ def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]
     store.packs.refresh()
 
 
+def _differing(batch: list[_Piece], same: Future[list[bool]], progress: Progress | None) -> Iterator[_Piece]:
+    """The pieces that are not the same as before; the others keep their marks."""
+    for piece, is_same in zip(batch, same.result(), strict=True):
+        if not is_same:
+            yield piece
+            continue
+        piece.marks[piece.number] = piece.parent.mark(piece.number)
+        if progress is not None:
+            progress(len(piece.live))
+
+
 def _collect(pending: deque[Future[int]], progress: Progress | None) -> None:
-    done = pending[0].result()
+    nbytes = pending[0].result()
     pending.popleft()
     if progress is not None:
-        progress(done)
+        progress(nbytes)
 
 
 def _nbytes(source: TensorSource) -> int:

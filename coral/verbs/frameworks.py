@@ -139,6 +139,11 @@ _SCALAR_NAMES = frozenset(_DTYPES) | {"complex128"}
 _DTYPE_NAME = re.compile(r"[<>|]?[A-Za-z][A-Za-z0-9_]{0,31}(?:\[\d{0,4}[a-zA-Z]{1,2}\])?", re.ASCII)
 
 
+@functools.cache
+def _safetensors_name(dtype: np.dtype[np.generic]) -> str | None:
+    return _DTYPES.get(dtype.name)
+
+
 class NumpyArray:
     """A numpy array as a tensor; an array that is not C-ordered and little-endian is copied a range at a time."""
 
@@ -199,7 +204,7 @@ class NumpyFramework:
         import numpy as np
 
         array = np.asarray(value)
-        dtype = _DTYPES.get(array.dtype.name)
+        dtype = _safetensors_name(array.dtype)
         if dtype is None or np.ma.isMaskedArray(value):
             kind = "a masked array" if dtype else f"numpy dtype {array.dtype}"
             raise UnsupportedValueError(

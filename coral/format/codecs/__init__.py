@@ -34,7 +34,11 @@ ReadBase = Callable[[ChunkId, memoryview], None]
 _WORTHWHILE = 0.97
 # What a delta saves must be worth the reading of two chunks for one.
 _DELTA_WORTHWHILE = 0.9
-_LEAST_ELEMENTS = 64
+# A record's header is 64 bytes, and reading a base takes longer than reading a few pages more.
+_LEAST_BYTES = 1024
+LEAST_DELTA_BYTES = 16384
+"""A smaller chunk is never encoded against another one."""
+
 # Grouping takes about a bit off each element, at twice the time of planes: much of a few bits, little of many.
 _GROUPED_BITS = 8.0
 
@@ -56,18 +60,22 @@ def encode(raw: memoryview, item: int, base: Base | None = None) -> tuple[int, m
         item: bytes of one element, 1, 2, 4 or 8; where ``len(raw)`` is no multiple of it, elements are taken as bytes.
         base: a chunk that may be similar; it is used where that makes the payload clearly smaller.
     """
-    elements = elements_of(raw, _width(len(raw), item))
-    if elements.size < _LEAST_ELEMENTS:
+    if len(raw) < _LEAST_BYTES:
         return RAW, raw
+    elements = elements_of(raw, _width(len(raw), item))
     plain = planes.survey(elements)
-    if base is not None:
+    if base is not None and len(raw) >= LEAST_DELTA_BYTES:
         others = elements_of(base.data, elements.itemsize)
         delta = planes.survey(elements, others)
         if delta.bits < _DELTA_WORTHWHILE * plain.bits:
             # Without the kernel grouping is slower than the disk.
             if kernel.is_native and delta.bits <= _GROUPED_BITS:
-                return GROUPED, grouped.encode(elements, others, head=base.chunk)
-            return DELTA, planes.encode(elements, delta, base=others, head=base.chunk)
+                codec, payload = GROUPED, grouped.encode(elements, others, head=base.chunk)
+            else:
+                codec, payload = DELTA, planes.encode(elements, delta, base=others, head=base.chunk)
+            # Where only some of the elements changed, the samples may have met none of those.
+            if 8 * len(payload) < _DELTA_WORTHWHILE * plain.bits * elements.size:
+                return codec, payload
     if all(plain.noise):
         return RAW, raw
     payload = planes.encode(elements, plain)
