@@ -449,7 +449,7 @@ class Repository:
         if wait:
             return self._save(parts, draft, names)
         self._line.check_not_inside()
-        copied = [part.copied(self._copies.setdefault(part.name, Copies()), self.store.submit) for part in parts]
+        copied = [part.copied(self._copies.setdefault(part.name, Copies()), self.store) for part in parts]
 
         def make(begun: Callable[[], None]) -> Commit:
             with self._line.alone(), self.store.quietly():

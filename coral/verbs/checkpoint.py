@@ -13,7 +13,8 @@ from coral.verbs.state import encode_state
 
 if TYPE_CHECKING:
     from coral.containers import TensorSource, TensorView
-    from coral.verbs.copies import Copies, Submit
+    from coral.objects import ChunkStore
+    from coral.verbs.copies import Copies
     from coral.verbs.weights import Weights
 
 MODEL_PART = "model.safetensors"
@@ -112,9 +113,9 @@ class Part:
     tensors: Sequence[TensorSource]
     metadata: tuple[tuple[str, str], ...]
 
-    def copied(self, copies: Copies, submit: Submit) -> Part:
+    def copied(self, copies: Copies, store: ChunkStore) -> Part:
         """This part with copies of its tensors."""
-        return Part(self.name, copies.take(self.tensors, submit), self.metadata)
+        return Part(self.name, copies.take(self.tensors, store), self.metadata)
 
 
 def parts_of(

@@ -91,6 +91,8 @@ def test_a_failure_surfaces_at_result_and_at_the_next_commit(repo: Repository) -
     with pytest.raises(RefNotFoundError, match="side"):
         told.result()
     untold = repo.save({"w": np.ones(100_000)}, wait=False)
+    while not untold.done():
+        time.sleep(0.01)
     Repository(repo.path).create_branch("side")
     with pytest.raises(RefNotFoundError, match="side"):
         repo.save({"w": np.full(100_000, 2.0)})
