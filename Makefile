@@ -27,9 +27,9 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) coral/format/codecs/_kernel.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py coral/format/codecs/kernel.c
 	@started=$$(date +%s); \
 	if [ ! -x $(BIN)/pip ]; then \
 		python=; \
