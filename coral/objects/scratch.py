@@ -25,11 +25,3 @@ class Scratch(threading.local):
         out = self.take(len(data))
         np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(data, np.uint8))  # unlike a slice, it lets go of the GIL
         return out
-
-
-def same_bytes(one: memoryview, two: memoryview) -> bool:
-    """Whether two buffers of the same length hold the same bytes; compared eight at a time, letting go of the GIL."""
-    whole = len(one) // 8 * 8
-    return one[whole:] == two[whole:] and bool(
-        np.array_equal(np.frombuffer(one[:whole], np.uint64), np.frombuffer(two[:whole], np.uint64))
-    )

@@ -223,12 +223,13 @@ class ChunkStore:
                 hint="run coral fsck",
             )
 
-        def read_base(base: ChunkId, into: memoryview) -> None:
+        def read_base(base: ChunkId, into: memoryview) -> memoryview:
             length = self.length_of(base)
             whole = into if length == len(into) else self._bases[level].take(length)
             self._decode(base, whole, level + 1, attempt)
             if length != len(into):
                 fit(whole, into)
+            return into
 
         def decode(entry: Entry, payload: memoryview) -> None:
             codecs.decode_into(entry.codec, entry.item, payload, out, read_base)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from coral.errors import CorruptionError, StorageError, UnsupportedValueError
 from coral.format import codecs
 from coral.format.chunking import cuts
+from coral.format.codecs.kernel import kernel
 from coral.format.dtypes import byte_count, item_bytes
 from coral.format.index import build as build_index
 from coral.format.manifest import TensorRecord
@@ -38,7 +39,7 @@ from coral.ids import (
 from coral.objects.jobs import batched, call_off, done
 from coral.objects.packs import INDEX, PACK
 from coral.objects.parent import UNKNOWN, Mark, Parent
-from coral.objects.scratch import Scratch, same_bytes
+from coral.objects.scratch import Scratch
 from coral.objects.store import fit
 from coral.storage.locks import file_lock
 
@@ -399,13 +400,13 @@ class StoreWriter(TensorHasher):
     def _verify(
         self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry, delta: _Delta | None
     ) -> None:
-        def read_base(_: ChunkId, into: memoryview) -> None:
+        def read_base(_: ChunkId, into: memoryview) -> memoryview:
             assert delta is not None
-            fit(delta.base.data, into)
+            return delta.base.data
 
         out = self._decoded.take(entry.raw_length)
         codecs.decode_into(entry.codec, entry.item, payload, out, read_base)
-        if not same_bytes(out, data):
+        if not kernel.same(out, data):
             raise CorruptionError(
                 f"the chunk {chunk.hex()} did not decode to what was encoded, so it was not stored",
                 hint="this machine's memory may be faulty; nothing of this call was stored",
@@ -421,19 +422,21 @@ class StoreWriter(TensorHasher):
 
     def _take_batch(self, batch: list[_Piece]) -> int:
         """As inherited; the small records of a batch are written at once."""
-        self._small.records.clear()
-        nbytes = super()._take_batch(batch)
-        self._write_small()
-        return nbytes
+        try:
+            nbytes = super()._take_batch(batch)
+            self._write_small()
+            return nbytes
+        finally:
+            # After an error these are rolled back, and must not be written together with what comes next.
+            self._small.records.clear()
 
     def _write_small(self) -> None:
-        records = self._small.records
+        records, self._small.records = self._small.records, []
         if records:
             offset = self._open_pack().write_at([b"".join(record.data for record in records)])
             for chunk, entry, data in records:
                 self._entries[chunk] = entry._replace(offset=offset)
                 offset += len(data)
-            records.clear()
 
     def _open_pack(self) -> NewFile:
         with self._lock:

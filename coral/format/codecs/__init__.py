@@ -28,8 +28,8 @@ RAW, PLANES, DELTA, GROUPED = 0, 1, 2, 3
 WITH_BASE = frozenset({DELTA, GROUPED})
 """The codecs whose payload begins with the id of a base."""
 
-ReadBase = Callable[[ChunkId, memoryview], None]
-"""Fills memory with a base's bytes, cut or followed by zeros."""
+ReadBase = Callable[[ChunkId, memoryview], memoryview]
+"""Gives a base's bytes, cut or followed by zeros, in the memory that it is handed or elsewhere."""
 
 _WORTHWHILE = 0.97
 # What a delta saves must be worth the reading of two chunks for one.
@@ -104,11 +104,11 @@ def decode_into(codec: int, item: int, payload: memoryview, out: memoryview, rea
         planes.decode_into(payload, elements_of(out, _width(len(out), item)))
     elif base is not None and read_base is not None:
         elements = elements_of(out, _width(len(out), item))
-        read_base(base, out)
+        others = elements_of(read_base(base, out), elements.itemsize)
         if codec == DELTA:
-            planes.decode_into(payload[ID_BYTES:], elements, base=elements)
+            planes.decode_into(payload[ID_BYTES:], elements, base=others)
         else:
-            grouped.decode_into(payload[ID_BYTES:], elements)
+            grouped.decode_into(payload[ID_BYTES:], others, elements)
     else:
         raise CorruptionError(f"a record of {len(payload)} bytes in codec {codec} does not hold {len(out)} raw bytes")
 

@@ -72,10 +72,10 @@ def encode(raw: Elements, base: Elements, *, head: bytes = b"") -> memoryview:
     return pack(head + _COUNT.pack(count) + bytes(modes), streams)
 
 
-def decode_into(payload: memoryview, out: Elements) -> None:
-    """Undo :func:`encode` in place: ``out`` holds the base. Raises CorruptionError for a payload that does not fit."""
+def decode_into(payload: memoryview, base: Elements, out: Elements) -> None:
+    """Undo :func:`encode`; ``base`` may be ``out``. Raises CorruptionError for a payload that does not fit."""
     item, length = out.itemsize, out.size
-    tally = kernel.tally(out)
+    tally = kernel.tally(base)
     segments = list(_segments(tally))
     start = _COUNT.size + len(segments)
     if len(payload) < start:
@@ -97,7 +97,7 @@ def decode_into(payload: memoryview, out: Elements) -> None:
             done = kernel.widen(part[0], first, last, mode, escaped, done, planes)
     if done != count:
         raise CorruptionError("an encoded chunk has a wrong number of large differences")
-    kernel.ungroup(list(planes), tally, out)
+    kernel.ungroup(list(planes), base, tally, out)
 
 
 def _take(streams: Iterator[Bytes], segments: Sequence[Segment], modes: bytes, item: int) -> Iterator[list[Bytes]]:

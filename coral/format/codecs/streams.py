@@ -1,7 +1,8 @@
 """Streams of bytes, each raw or as a zstd frame, one after the other behind a table of their stored sizes.
 
-zstd runs with its match search off and its Huffman stage on, the idea of ZipNN (Hershcovitch et al., 2024): the bytes
-of trained numbers are skewed but do not repeat. Negative levels and ``target_length > 0`` would switch Huffman off too.
+Of zstd only the Huffman stage is used, the idea of ZipNN (Hershcovitch et al., 2024): the bytes of trained numbers are
+skewed but do not repeat. The kernel has such an encoder. Where it was not built or gives up, zstd runs with as little
+match search as it can: negative levels and ``target_length > 0`` would switch Huffman off too.
 
 ::
 
@@ -20,6 +21,7 @@ import numpy as np
 import zstandard
 
 from coral.errors import CorruptionError
+from coral.format.codecs.kernel import kernel
 
 if TYPE_CHECKING:
     from coral.format.codecs.kernel import Bytes
@@ -76,6 +78,10 @@ def compress(data: Bytes, *, matching: bool = False) -> Stream:
     """A stream, as a zstd frame where that is smaller; ``matching`` looks for repetitions as well."""
     if not data.size:
         return Stream(data)
+    if not matching:
+        coded = kernel.compress(data)
+        if coded is not None:
+            return Stream(data, coded)
     compressor = scratch.matching if matching else scratch.huffman
     frame = compressor.compress(data.data)
     return Stream(data, frame if len(frame) < data.size else None)
