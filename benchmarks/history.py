@@ -243,13 +243,9 @@ def show(name: str, runs: list[Kept], lines: list[Line]) -> None:
     same = statistics.median(seconds for run in runs for seconds in run.unchanged)
     per_second = one / coral.cpu_seconds / 1e6
     shares = [turn.added_bytes / size for turn, size in zip(kept.commits, kept.raw_bytes, strict=True)]
-    print(
-        f"  a commit: {coral.seconds / save.seconds:.2f}x the time of save_file; {one / coral.cpu_seconds / 1e6:.0f} MB"
-    )
-    print(f"    a CPU second; {speed / 1e9:.2f} GB/s, {speed / disk:.2f}x the disk's {disk / 1e9:.2f} GB/s")
-    print(
-        f"  unchanged: {one / same / 1e9:.1f} GB/s, {copy / same:.2f}x a copy in memory ({one / copy / 1e9:.1f} GB/s)"
-    )
+    print(f"  a commit: {coral.seconds / save.seconds:.2f}x the time of save_file; {speed / 1e9:.2f} GB/s, which is")
+    print(f"    {speed / disk:.2f}x the disk's {disk / 1e9:.2f} GB/s; {per_second:.0f} MB a CPU second")
+    print(f"  unchanged: {one / same / 1e9:.1f} GB/s, {copy / same:.2f}x a copy in memory")
     print(f"  added, of raw: {' '.join(f'{share:.3f}' for share in shares)}; extra memory {memory(runs):.0f} MB")
 
 
