@@ -97,15 +97,17 @@ class FineTuning:
         dtype: of the weights, their gradients and AdamW's state.
         prepare: says what is trained.
         grow_at: the checkpoints, counted from one, before which the vocabulary grows.
+        steps: between two checkpoints.
     """
 
     rate: float
     dtype: torch.dtype = torch.float32
     prepare: Callable[[LanguageModel], None] = train_all
     grow_at: tuple[int, ...] = ()
+    steps: int = STEPS
 
     def run(self, size: Size, start: Tensors) -> Iterator[tuple[Tensors, float]]:
-        """The state and the last batch's loss, every ``STEPS`` steps, ``COUNT`` times."""
+        """The state and the last batch's loss, every ``steps`` steps, ``COUNT`` times."""
         model = size.model().to(self.dtype)
         model.load_state_dict(start)
         self.prepare(model)
@@ -115,7 +117,7 @@ class FineTuning:
             if number in self.grow_at:
                 grow_vocabulary(model)
                 optimizer = trainer(model, self.rate)
-            loss = advance(model, optimizer, text, size, STEPS)
+            loss = advance(model, optimizer, text, size, self.steps)
             yield plain_state(model), loss
 
 
@@ -150,6 +152,9 @@ SERIES: dict[str, FineTuning | Derived] = {
     "lora": FineTuning(2e-4, prepare=adapt),
     "lora-merged": Derived("lora", merge),
     "vocabulary": FineTuning(1e-4, grow_at=(4, 8)),
+    "fp32-2e-5, each step": FineTuning(2e-5, steps=1),
+    "bf16-2e-5, each step": FineTuning(2e-5, torch.bfloat16, steps=1),
+    "bf16-1e-4, each step": FineTuning(1e-4, torch.bfloat16, steps=1),
 }
 
 
@@ -183,7 +188,9 @@ def series(name: str, size: Size, cache: Path, say: Say) -> list[Path]:
         name: a key of ``SERIES``, or ``PRETRAINED``, the one checkpoint that all of them start from.
         say: takes one line of progress.
     """
-    steps = [PRETRAINING_STEPS] if name == PRETRAINED else [STEPS * number for number in range(1, COUNT + 1)]
+    way = SERIES.get(name)
+    apart = way.steps if isinstance(way, FineTuning) else STEPS
+    steps = [PRETRAINING_STEPS] if name == PRETRAINED else [apart * number for number in range(1, COUNT + 1)]
     files = [cache / size.name / name / f"step-{step:04}" / "model.safetensors" for step in steps]
     if not all(file.exists() for file in files):
         _make(name, size, cache, files, say)

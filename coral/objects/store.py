@@ -280,7 +280,7 @@ def fit(base: memoryview, out: memoryview) -> None:
 
 
 def be_nice() -> None:
-    """Let this thread run when others leave a processor free: Linux gives each thread a priority of its own."""
+    """Let this thread run when nobody else wants the processor: Linux schedules each thread on its own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

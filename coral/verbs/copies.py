@@ -6,6 +6,7 @@ The memory is kept and used again by the next one: fresh pages cost four times t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from coral.format.dtypes import byte_count
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from coral.objects import ChunkStore, TensorSource
 
 _PIECE = 4 << 20
-_GROUP = 64 << 20
+_GROUP = 32 << 20
 _ALIGNMENT = 64
 
 
@@ -100,14 +101,20 @@ class Copies:
             for start in range(0, len(ranges[source.name]), _PIECE)
         )
         # A few at a time: of a tensor that is not contiguous, what is read is a copy already.
+        before: list[Future[None]] = []
         for group in batched(pieces, lambda piece: piece[2] - piece[1], _GROUP):
-            _copy_at_once(
+            jobs = _start_copying(
                 [(ranges[source.name][start:stop], source.read(start, stop)) for source, start, stop in group], store
             )
+            for job in before:
+                job.result()
+            before = jobs
+        for job in before:
+            job.result()
 
 
-def _copy_at_once(pairs: Sequence[tuple[memoryview, Buffer]], store: ChunkStore) -> None:
-    """Fill each first with each second, on all cores; the arrays are made here, where nobody else wants the GIL."""
+def _start_copying(pairs: Sequence[tuple[memoryview, Buffer]], store: ChunkStore) -> list[Future[None]]:
+    """Fill each first with each second, on all cores; the arrays are made here, so that the workers only copy."""
     import numpy as np
 
     arrays = [
@@ -118,5 +125,4 @@ def _copy_at_once(pairs: Sequence[tuple[memoryview, Buffer]], store: ChunkStore)
         for target, live in arrays[first :: store.threads]:
             np.copyto(target, live)
 
-    for job in [store.submit(copy, number) for number in range(store.threads)]:
-        job.result()
+    return [store.submit(copy, number) for number in range(store.threads)]
