@@ -89,16 +89,15 @@ def keep(files: list[Path], work: Path) -> Kept:
     live: dict[str, Tensor] = {}
     saves, commits, copies, raw = [], [], [], []
     repo = Repository(repository, init=True)
-    base = extra = 0
+    extra = 0
     for number, file in enumerate(files):
         change(live, file)
         raw.append(sum(tensor.nbytes for tensor in live.values()))
-        if number == 1:
-            base = forget_peak()
+        base = forget_peak()
         with timing(repository) as commit:
             repo.stage_weights(live)
             repo.commit(f"checkpoint {number}")
-        extra = max(extra, resident_peak() - base) if number else 0
+        extra = max(extra, resident_peak() - base) if number else 0  # the first one makes the parent's copy
         with timing(plain) as save:
             save_file(live, plain / f"{number}.safetensors")
             sync(plain / f"{number}.safetensors")
@@ -165,7 +164,12 @@ def check(repo: Repository, files: list[Path]) -> None:
         for name, tensor in load_file(file).items():
             found = weights[name]
             assert isinstance(found, Tensor)
-            assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8)), f"{name} of {file}"
+            assert torch.equal(as_bytes(found), as_bytes(tensor)), f"{name} of {file}"
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The tensor's bytes."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def in_own_process(files: list[Path], work: Path) -> Kept:
