@@ -18,10 +18,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy
@@ -30,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import FROM_SCRATCH, TOOLS, ZipNN, measure, series_files
-from benchmarks.repository import facts, folder_bytes, forget_peak, progress, resident_peak, sync
+from benchmarks.repository import facts, folder_bytes, forget_peak, in_own_process, progress, resident_peak, sync
 from benchmarks.series import SERIES
 from benchmarks.training import LARGE, SMALL, Size, add_arguments
 from coral import Repository
@@ -172,11 +170,10 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def in_own_process(files: list[Path], work: Path) -> Kept:
+def keep_once(files: list[Path], work: Path) -> Kept:
     """:func:`keep`, in a fresh process and an empty folder."""
     folder = Path(tempfile.mkdtemp(dir=work))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        kept = pool.submit(keep, files, folder).result()
+    kept = in_own_process(keep, files, folder)
     shutil.rmtree(folder)
     return kept
 
@@ -266,7 +263,7 @@ def run(names: list[str], size: Size, work: Path, arguments: argparse.Namespace)
         runs = []
         for number in range(arguments.runs):
             progress(f"{name}: run {number + 1} of {arguments.runs}")
-            runs.append(in_own_process(files, work))
+            runs.append(keep_once(files, work))
         progress("")
         lines = lines_of(runs)
         if arguments.peers:

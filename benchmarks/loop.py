@@ -24,9 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -34,7 +32,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.loading import files_in, ratio, verdict
-from benchmarks.repository import facts, flat, folder_bytes, forget_peak, measured, progress, resident_peak, sync, warm
+from benchmarks.repository import (
+    facts,
+    flat,
+    folder_bytes,
+    forget_peak,
+    in_own_process,
+    measured,
+    progress,
+    resident_peak,
+    sync,
+    warm,
+)
 from benchmarks.series import advance
 from benchmarks.training import LARGE, SMALL, Checkpoint, Size, add_arguments, checkpoints
 from coral import PendingCommit, Repository
@@ -74,12 +83,6 @@ class Table:
     def ratio(self, what: str, value: float, most: float) -> None:
         """A row with a ratio that must not be larger than the bar."""
         self.line(what, ratio(value), f"<= {most}x", verdict(value, most, ratio))
-
-
-def alone(function: Callable[[], Figures]) -> Figures:
-    """Call the function in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function).result()
 
 
 def ms(seconds: float) -> str:
@@ -226,7 +229,7 @@ def train_while_committing(training: Training, figures: Figures, *, free: float)
 
 def wait_part(table: Table, folder: Path, rounds: int, size: Size, checkpoint: Checkpoint) -> None:
     """Measure and show ``wait=False``."""
-    figures = table.keep("wait", alone(partial(stalls, folder, rounds, size, checkpoint)))
+    figures = table.keep("wait", in_own_process(partial(stalls, folder, rounds, size, checkpoint)))
     found = {name: statistics.median(values) for name, values in figures.items()}
     table.head(f"save(wait=False), {found['bytes'] / 1e6:.0f} MB of weights and AdamW's state, of {2 * rounds}")
     table.line("copy_ of all tensors into warm memory", ms(found["copy"]))
@@ -237,7 +240,7 @@ def wait_part(table: Table, folder: Path, rounds: int, size: Size, checkpoint: C
     table.line("extra memory, the copy that it takes included", mb(found["extra bytes of memory"]))
     cores = os.cpu_count() or 1
     for threads in dict.fromkeys((torch.get_num_threads(), max(1, cores - 1))):
-        trained = alone(partial(steps, folder, rounds, size, checkpoint, threads=threads))
+        trained = in_own_process(partial(steps, folder, rounds, size, checkpoint, threads=threads))
         table.head(f"training on {threads} of {cores} cores")
         show_steps(table, table.keep(f"wait, training on {threads}", trained))
 
@@ -299,7 +302,7 @@ def tiny(folder: Path, rounds: int) -> Figures:
 def tiny_part(table: Table, folder: Path, rounds: int) -> None:
     """Measure and show tiny tensors."""
     rounds = max(5, rounds)
-    figures = table.keep("tiny", alone(partial(tiny, folder, rounds)))
+    figures = table.keep("tiny", in_own_process(partial(tiny, folder, rounds)))
     found = {name: statistics.median(values) for name, values in figures.items()}
 
     def each(seconds: float) -> str:
@@ -383,7 +386,7 @@ def found_again(folder: Path, rounds: int) -> Figures:
     program(coral_log, folder)  # leaves its libraries in the page cache
     for number in range(rounds):
         progress(f"{number + 1} of {rounds}: log")
-        for name, values in alone(partial(reopened, folder)).items():
+        for name, values in in_own_process(partial(reopened, folder)).items():
             figures.setdefault(name, []).extend(values)
         for name, command in (("coral log", coral_log), ("git log", git_log)):
             seconds, cpu = program(command, folder)
@@ -395,7 +398,7 @@ def found_again(folder: Path, rounds: int) -> Figures:
 def many_part(table: Table, folder: Path, rounds: int, commits: int) -> None:
     """Measure and show many commits."""
     repository = folder / "many"
-    figures = table.keep("many", alone(partial(many, repository, commits)))
+    figures = table.keep("many", in_own_process(partial(many, repository, commits)))
     count, commit = ends(commits), figures["commit"]
     first, last = statistics.median(commit[:count]), statistics.median(commit[-count:])
     files = files_in(repository)

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy
 import torch
@@ -38,6 +38,8 @@ from torch.optim import AdamW
 from benchmarks.training import LARGE, SMALL, Checkpoint, Size, add_arguments, checkpoints
 from coral import Repository
 
+P = ParamSpec("P")
+T = TypeVar("T")
 ONE_TENSOR = "layers.0.linear1.weight"
 BYTE = {Tensor: torch.uint8, numpy.ndarray: numpy.uint8}
 
@@ -314,7 +316,7 @@ GROUPS: dict[str, list[Row]] = {
 Samples = dict[str, dict[str, list[Sample]]]
 
 
-def in_own_process(function: Callable[..., Sample | None], *arguments: object, **options: object) -> Sample | None:
+def in_own_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Call the function in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **options).result()
@@ -333,7 +335,6 @@ def run(size: Size, series: list[Checkpoint], work: Path, rounds: int) -> Sample
                 folder = Path(tempfile.mkdtemp(dir=work))
                 job = Job(size, series[first], series[first + 1], folder, repository)
                 sample = in_own_process(row.function, job, **row.options)
-                assert sample is not None
                 samples[group][row.label].append(sample)
                 shutil.rmtree(folder)
     progress("")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import ParamSpec, TypeVar
 
@@ -33,6 +34,28 @@ def call_off(jobs: Iterable[Future[T]]) -> None:
     for job in jobs:
         with contextlib.suppress(CancelledError):
             job.exception()
+
+
+def in_order(started: Iterable[Future[T]], window: int) -> Generator[T, None, None]:
+    """The results of jobs, in their order, while at most ``window`` are under way.
+
+    Whatever ends this early, an error or the caller, none of the jobs runs any more afterwards.
+
+    Args:
+        started: starts each job when it is asked for it.
+    """
+    pending: deque[Future[T]] = deque()
+    try:
+        for job in started:
+            pending.append(job)
+            if len(pending) >= window:
+                yield pending[0].result()
+                pending.popleft()
+        while pending:
+            yield pending[0].result()
+            pending.popleft()
+    finally:
+        call_off(pending)
 
 
 def done(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:

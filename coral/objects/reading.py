@@ -6,15 +6,15 @@ bound what is under way, and use their buffers again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.format.chunking import CHUNK_LIMIT, spans
 from coral.ids import ChunkId
-from coral.objects.jobs import batched, call_off
+from coral.objects.jobs import batched, in_order
 from coral.objects.store import inline_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class _Piece(NamedTuple):
 
 def read_many(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> None:
     """See :meth:`ChunkStore.read_many`."""
-    pending: deque[Future[None]] = deque()
 
     def read(batch: list[_Wanted]) -> None:
         for chunk, out in batch:
@@ -50,16 +49,11 @@ def read_many(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview
     if not second:
         read(first)  # not worth the handing over
         return
-    try:
-        for batch in itertools.chain((first, second), batches):
-            pending.append(store.submit(read, batch))
-            if len(pending) >= store.window:
-                pending.popleft().result()
-        while pending:
-            pending.popleft().result()
-    finally:
-        # After an error no worker may still be writing into the caller's memory.
-        call_off(pending)
+    started = (store.submit(read, batch) for batch in itertools.chain((first, second), batches))
+    # After an error no worker may still be writing into the caller's memory.
+    with contextlib.closing(in_order(started, store.window)) as finished:
+        for _ in finished:
+            pass
 
 
 def _destinations(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> Iterator[_Wanted]:
@@ -87,36 +81,26 @@ def _pieces(store: ChunkStore, record: TensorRecord) -> Iterator[_Piece]:
 
 def stream(store: ChunkStore, records: Iterable[TensorRecord]) -> Iterator[memoryview]:
     """See :meth:`ChunkStore.stream`."""
-    pending: deque[tuple[Future[list[memoryview]], memoryview]] = deque()
     spare: list[memoryview] = []
     pieces = (piece for record in records for piece in _pieces(store, record))
 
-    def read(batch: list[_Piece], out: memoryview) -> list[memoryview]:
+    def read(batch: list[_Piece], buffer: memoryview) -> tuple[memoryview, list[memoryview]]:
         found, start = [], 0
         for chunk, length, inline in batch:
-            piece = out[start : start + length]
+            piece = buffer[start : start + length]
             if inline is None:
                 store.read_chunk(chunk, piece)
             else:
                 piece[:] = inline
             found.append(piece)
             start += length
-        return found
+        return buffer, found
 
-    def finished() -> Iterator[memoryview]:
-        job, buffer = pending[0]
-        yield from job.result()
-        pending.popleft()
-        spare.append(buffer)
+    def start(batch: list[_Piece]) -> Future[tuple[memoryview, list[memoryview]]]:
+        return store.submit(read, batch, spare.pop() if spare else memoryview(bytearray(2 * CHUNK_LIMIT)))
 
-    try:
-        for batch in batched(pieces, lambda piece: piece.length, CHUNK_LIMIT // 2):
-            length = sum(piece.length for piece in batch)
-            buffer = spare.pop() if spare else memoryview(bytearray(2 * CHUNK_LIMIT))
-            pending.append((store.submit(read, batch, buffer[:length]), buffer))
-            if len(pending) >= store.window:
-                yield from finished()
-        while pending:
-            yield from finished()
-    finally:
-        call_off([job for job, _ in pending])
+    started = map(start, batched(pieces, lambda piece: piece.length, CHUNK_LIMIT // 2))
+    with contextlib.closing(in_order(started, store.window)) as finished:
+        for buffer, found in finished:
+            yield from found
+            spare.append(buffer)

@@ -96,7 +96,7 @@ class ChunkStore:
             self._pid, self._pools = os.getpid(), {}
         quiet = getattr(self._quiet, "is_on", False)
         if quiet not in self._pools:
-            started = be_nice if quiet else None
+            started = _be_nice if quiet else None
             self._pools[quiet] = ThreadPoolExecutor(self.threads, thread_name_prefix="coral", initializer=started)
         try:
             return self._pools[quiet].submit(job, *args, **kwargs)
@@ -143,7 +143,7 @@ class ChunkStore:
 
     def is_delta(self, chunk: ChunkId) -> bool:
         """Whether a chunk can only be read with the help of another one. Raises CorruptionError when it is missing."""
-        return self.packs.locate(chunk)[1].depth > 0
+        return self.packs.locate(chunk)[1].codec in codecs.WITH_BASE
 
     # -- reading
 
@@ -279,7 +279,7 @@ def fit(base: memoryview, out: memoryview) -> None:
     out[length:] = bytes(len(out) - length)
 
 
-def be_nice() -> None:
+def _be_nice() -> None:
     """Let this thread run when nobody else wants the processor: Linux schedules each thread on its own."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -36,7 +35,7 @@ from coral.ids import (
     list_ref,
     single_ref,
 )
-from coral.objects.jobs import batched, call_off, done
+from coral.objects.jobs import batched, done, in_order
 from coral.objects.packs import INDEX, PACK
 from coral.objects.parent import UNKNOWN, Mark, Parent
 from coral.objects.scratch import Scratch
@@ -129,7 +128,8 @@ class TensorHasher:
         known = parent or Parent()
         taken: list[_Taken] = []
         pieces = self._changed(sources, taken, known, progress)
-        self._in_parallel(batched(pieces, lambda piece: len(piece.live), _BATCH_BYTES), progress)
+        batches = batched(pieces, lambda piece: len(piece.live), _BATCH_BYTES)
+        self._finish((self._hand_over(self._take_batch, batch) for batch in batches), progress)
         records = []
         for source, marks in taken:
             if marks:
@@ -141,16 +141,13 @@ class TensorHasher:
         self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent, progress: Progress | None
     ) -> Iterator[_Piece]:
         """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
-        pending: deque[tuple[list[_Piece], Future[list[bool]]]] = deque()
-        try:
-            for batch in batched(self._pieces(sources, taken, known), lambda piece: len(piece.live), _BATCH_BYTES):
-                pending.append((batch, self._hand_over(self._compare, batch)))
-                if len(pending) > self._store.threads:
-                    yield from _differing(*pending.popleft(), progress)
-            while pending:
-                yield from _differing(*pending.popleft(), progress)
-        finally:
-            call_off([job for _, job in pending])
+        batches = batched(self._pieces(sources, taken, known), lambda piece: len(piece.live), _BATCH_BYTES)
+        started = (self._hand_over(self._compare, batch) for batch in batches)
+        with contextlib.closing(in_order(started, self._store.threads + 1)) as compared:
+            for changed, unchanged_bytes in compared:
+                if progress is not None and unchanged_bytes:
+                    progress(unchanged_bytes)
+                yield from changed
 
     def _pieces(self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent) -> Iterator[_Piece]:
         for source in sources:
@@ -165,24 +162,27 @@ class TensorHasher:
             for number, (start, stop) in enumerate(ranges):
                 yield _Piece(marks, number, memoryview(source.read(start, stop)).cast("B"), item, tensor, copy)
 
-    def _compare(self, batch: list[_Piece]) -> list[bool]:
-        return [self._is_unchanged(piece.parent.mark(piece.number), piece.live) for piece in batch]
+    def _compare(self, batch: list[_Piece]) -> tuple[list[_Piece], int]:
+        """The pieces that changed, and the bytes of the others, which keep their marks."""
+        changed, unchanged_bytes = [], 0
+        for piece in batch:
+            before = piece.parent.mark(piece.number)
+            if self._is_unchanged(before, piece.live):
+                piece.marks[piece.number] = before
+                unchanged_bytes += len(piece.live)
+            else:
+                changed.append(piece)
+        return changed, unchanged_bytes
 
     def _is_unchanged(self, mark: Mark, live: memoryview) -> bool:
         return bool(mark.fingerprint) and mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
 
-    def _in_parallel(self, batches: Iterable[list[_Piece]], progress: Progress | None) -> None:
-        pending: deque[Future[int]] = deque()
-        try:
-            for batch in batches:
-                pending.append(self._hand_over(self._take_batch, batch))
-                if len(pending) >= self._store.window:
-                    _collect(pending, progress)
-            while pending:
-                _collect(pending, progress)
-        finally:
-            # After an error no worker may still be reading the caller's memory or writing into the pack.
-            call_off(pending)
+    def _finish(self, started: Iterable[Future[int]], progress: Progress | None) -> None:
+        # After an error no worker may still be reading the caller's memory or writing into the pack.
+        with contextlib.closing(in_order(started, self._store.window)) as finished:
+            for nbytes in finished:
+                if progress is not None:
+                    progress(nbytes)
 
     def _hand_over(self, job: Callable[[list[_Piece]], T], batch: list[_Piece]) -> Future[T]:
         """Have a worker do the job; this thread where the pieces are small, and it is all Python anyway."""
@@ -320,18 +320,16 @@ class StoreWriter(TensorHasher):
             CorruptionError: a chunk cannot be read.
             StorageError: the disk refused.
         """
-        pending: deque[Future[int]] = deque()
-        try:
-            for chunk in chunks:
-                if chunk not in self._entries:
-                    self._entries[chunk] = _CLAIMED
-                    pending.append(self._store.submit(self._write_alone, chunk))
-                if len(pending) >= self._store.window:
-                    _collect(pending, progress)
-            while pending:
-                _collect(pending, progress)
-        finally:
-            call_off(pending)
+        self._finish(
+            (self._store.submit(self._write_alone, chunk) for chunk in filter(self._claim_again, chunks)), progress
+        )
+
+    def _claim_again(self, chunk: ChunkId) -> bool:
+        """Whether this writer has yet to write a chunk that the store holds."""
+        if chunk in self._entries:
+            return False
+        self._entries[chunk] = _CLAIMED
+        return True
 
     def _write_alone(self, chunk: ChunkId) -> int:
         entry = self._store.packs.locate(chunk)[1]
@@ -466,24 +464,6 @@ def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]
                 store.folder.remove(name + PACK)
         raise
     store.packs.refresh()
-
-
-def _differing(batch: list[_Piece], same: Future[list[bool]], progress: Progress | None) -> Iterator[_Piece]:
-    """The pieces that are not the same as before; the others keep their marks."""
-    for piece, is_same in zip(batch, same.result(), strict=True):
-        if not is_same:
-            yield piece
-            continue
-        piece.marks[piece.number] = piece.parent.mark(piece.number)
-        if progress is not None:
-            progress(len(piece.live))
-
-
-def _collect(pending: deque[Future[int]], progress: Progress | None) -> None:
-    nbytes = pending[0].result()
-    pending.popleft()
-    if progress is not None:
-        progress(nbytes)
 
 
 def _nbytes(source: TensorSource) -> int:

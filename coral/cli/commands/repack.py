@@ -41,7 +41,9 @@ def command(session: Session, refs: tuple[str, ...], as_json: bool) -> None:
     if not done.chunks:
         session.say(f"commits {done.commits}: all are stored whole already")
         return
-    session.say(f"commits {done.commits}: {size(done.raw_bytes)} stored whole, in {size(done.stored_bytes)} more")
+    session.say(
+        f"commits {done.commits}: {size(done.raw_bytes)} stored whole, with {size(done.stored_bytes)} more on the disk"
+    )
 
 
 def _best(repo: Repository) -> set[str]:
