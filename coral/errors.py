@@ -20,7 +20,8 @@
     ├── CorruptionError   ValueError   stored bytes are not what was stored: run fsck   exit 5
     ├── FormatError       ValueError   an input file is malformed; nothing was stored   exit 6
     ├── VersionError      RuntimeError   written by a newer coral: upgrade              exit 7
-    └── StorageError      OSError      the disk refused: free space, mend permissions   exit 8
+    ├── StorageError      OSError      the disk refused: free space, mend permissions   exit 8
+    └── GitCommandError                the user's own git failed, or is not there       exit 1
 
 Third-party exceptions are translated in the one file that imports that library.
 """
@@ -138,3 +139,7 @@ class StorageError(CoralError, OSError):
     def __init__(self, message: str, *, hint: str | None = None, errno: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.errno = errno
+
+
+class GitCommandError(CoralError):
+    """A command of the user's own git failed, or there is no git."""

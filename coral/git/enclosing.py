@@ -7,11 +7,11 @@ git refuses to read are all None. Asking runs no program that the repository's o
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "submodule.recurse=false")
+from coral.git.command import ask
+
 _STATUS = (
     "status",
     "--porcelain=v2",
@@ -21,13 +21,6 @@ _STATUS = (
     "--no-ahead-behind",
 )
 _LOCAL_FILTERS = ("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
-_ENVIRONMENT = {
-    "GIT_OPTIONAL_LOCKS": "0",
-    "GIT_TERMINAL_PROMPT": "0",
-    # A partial clone would fetch what it lacks, by whatever program its remote names.
-    "GIT_NO_LAZY_FETCH": "1",
-    "GIT_ALLOW_PROTOCOL": "none",
-}
 _OWN_SCOPES = ("local", "worktree")
 
 
@@ -77,7 +70,7 @@ def code_state(path: Path) -> CodeState | None:
     if found is None:
         return None
     options = _without_filters(found.parent)
-    text = _run(found.parent, [*options, *_STATUS]) if options is not None else None
+    text = ask(found.parent, [*options, *_STATUS]) if options is not None else None
     return _parse_status(text) if text is not None else None
 
 
@@ -85,7 +78,7 @@ def identity(path: Path) -> str | None:
     """``Name <email>`` as git would commit with at a path; None when git knows no name."""
     start = Path(os.path.abspath(path))
     folder = next((folder for folder in (start, *start.parents) if folder.is_dir()), start)
-    text = _run(folder, ["config", "--null", "--get-regexp", r"^user\.(name|email)$"])
+    text = ask(folder, ["config", "--null", "--get-regexp", r"^user\.(name|email)$"])
     pairs = (item.partition("\n") for item in (text or "").split("\0"))
     found = {key: value.strip() for key, _, value in pairs}
     name, email = found.get("user.name", ""), found.get("user.email", "")
@@ -118,7 +111,7 @@ def _without_filters(folder: Path) -> list[str] | None:
 
     None when git will not say which, or one cannot be switched off.
     """
-    listed = _run(folder, _LOCAL_FILTERS, nothing_found=1)
+    listed = ask(folder, _LOCAL_FILTERS, nothing_found=1)
     if listed is None:
         return None
     words = listed.split("\0")
@@ -144,25 +137,3 @@ def _parse_status(text: str) -> CodeState:
         branch if branch != "(detached)" else None,
         dirty,
     )
-
-
-def _run(folder: Path, arguments: Sequence[str], *, nothing_found: int = 0) -> str | None:
-    """What git says in a folder, or None when it is absent or fails.
-
-    ``nothing_found`` is another exit status that is no failure.
-    """
-    try:
-        import git  # at import it looks for the git program
-
-        status, output, _ = git.Git(str(folder)).execute(
-            ["git", *_SAFE, *arguments],
-            env=_ENVIRONMENT,
-            with_extended_output=True,
-            with_exceptions=False,
-            strip_newline_in_stdout=False,
-        )
-    except (ImportError, OSError, ValueError):
-        return None
-    except git.GitError:
-        return None
-    return output if status in (0, nothing_found) and isinstance(output, str) else None
