@@ -24,7 +24,6 @@ from coral.format.manifest import Manifest
 from coral.format.names import check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
-from coral.storage.memory import available_memory
 from coral.verbs import layout
 from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
 _DEFAULT_AUTHOR = "coral"
 _REF_GROUP = "coral.refs"
-_SHARE_OF_MEMORY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,15 +123,7 @@ class Repository:
     @cached_property
     def store(self) -> ChunkStore:
         """The chunk store."""
-        from coral.objects import ChunkStore
-
-        return ChunkStore(
-            self.storage.sub("packs"),
-            self.coral_dir / "locks" / "store",
-            threads=self.config.threads,
-            verify_writes=self.config.verify_writes,
-            memory=(lambda: available_memory() // _SHARE_OF_MEMORY) if self.config.keep_parent else None,
-        )
+        return layout.open_store(self.storage, self.config)
 
     @cached_property
     def worktree(self) -> WorkTree:

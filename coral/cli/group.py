@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in self._helps:
             return None
-        command: click.Command = import_module(f"{self._package}.{cmd_name}").command
+        command: click.Command = import_module(f"{self._package}.{cmd_name.replace('-', '_')}").command
         command.short_help = self._helps[cmd_name]
         return command
 

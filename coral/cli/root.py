@@ -49,6 +49,9 @@ SECTIONS = {
     "Experiments": {
         "exp": "Record runs, compare them, find the best.",
     },
+    "Called by git": {
+        "git-filter": "Turn models into manifests, and back.",
+    },
     "Shell": {
         "completion": "Print a shell's completion script.",
     },

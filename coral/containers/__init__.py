@@ -11,19 +11,33 @@ from pathlib import Path
 
 from coral.containers import npy, safetensors, torchzip, zips
 from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView, write_record
-from coral.containers.source import FileRange, FileSource, TensorSource
+from coral.containers.source import (
+    BytesFile,
+    FileRange,
+    FileSource,
+    OpenFile,
+    ReadableFile,
+    StreamFile,
+    TensorSource,
+)
 from coral.containers.zips import NotThisError
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 
 __all__ = [
+    "BytesFile",
+    "OpenFile",
     "Output",
     "ParsedFile",
     "ReadRecords",
+    "ReadableFile",
+    "StreamFile",
     "TensorSource",
     "TensorView",
+    "begins_with_its_index",
     "check_skeleton",
     "parse",
+    "parse_file",
     "restore",
     "views",
 ]
@@ -53,10 +67,24 @@ def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
         ConflictError: the file became shorter while it was read.
         UsageError: a folder, pipe or device.
     """
-    if opaque:
-        return ParsedFile(path, _parse_opaque)
     named_safetensors = path.suffix.lower() == ".safetensors"
-    return ParsedFile(path, lambda data: _parse_content(data, named_safetensors=named_safetensors))
+    return parse_file(OpenFile(path), opaque=opaque, named_safetensors=named_safetensors)
+
+
+def parse_file(file: ReadableFile, *, opaque: bool = False, named_safetensors: bool = False) -> ParsedFile:
+    """As :func:`parse`, of a file that is open, and is closed with what is returned.
+
+    Args:
+        named_safetensors: its name promises a safetensors file, and a malformed one is an error; else it is kept whole.
+    """
+    if opaque:
+        return ParsedFile(file, _parse_opaque)
+    return ParsedFile(file, lambda data: _parse_content(data, named_safetensors=named_safetensors))
+
+
+def begins_with_its_index(head: bytes) -> bool:
+    """Whether a file that begins with these bytes can be taken apart from front to back, as it comes."""
+    return not head.startswith(zips.MEMBER_SIGNATURE)
 
 
 def _parse_content(data: FileRange, *, named_safetensors: bool) -> Parsed:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from coral.containers.source import FileRange, OpenFile, TensorSource
+from coral.containers.source import FileRange, ReadableFile, TensorSource
 from coral.errors import CorruptionError
 from coral.format.manifest import TensorRecord
 
@@ -65,8 +64,8 @@ class ParsedFile:
         tensors: in the file's order; readable while the file is open, and what was read stays valid.
     """
 
-    def __init__(self, path: Path, parse: Callable[[FileRange], Parsed]) -> None:
-        self._file = OpenFile(path)
+    def __init__(self, file: ReadableFile, parse: Callable[[FileRange], Parsed]) -> None:
+        self._file = file
         try:
             parsed = parse(FileRange(self._file, 0, self._file.size))
         except BaseException:

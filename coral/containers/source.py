@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -32,6 +34,104 @@ class TensorSource(Protocol):
     def read(self, start: int, stop: int) -> Buffer:
         """The bytes [start, stop) of the tensor, C order, little-endian; not copied when that can be avoided."""
         ...
+
+
+class ReadableFile(Protocol):
+    """A file as the containers read it.
+
+    Attributes:
+        size: bytes.
+    """
+
+    size: int
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop). Raises ConflictError when the file has become shorter."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise ConflictError when the file is known to have changed since it was opened."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file; harmless afterwards."""
+        ...
+
+
+class BytesFile:
+    """A file that is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop)."""
+        return self._data[start:stop]
+
+    def check_unchanged(self) -> None:
+        """It cannot."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class StreamFile:
+    """A file that comes from front to back, once: for containers that begin with their index.
+
+    What is read again from the front is remembered, and so is what was passed over, which is little: tensors so small
+    that they are read last.
+
+    Args:
+        name: what errors call it.
+        size: bytes of it all.
+        head: those that came already.
+        read_into: fills memory with the next ones, and returns how many they were; fewer at the end alone.
+    """
+
+    def __init__(self, name: str, size: int, head: bytes, read_into: Callable[[memoryview], int]) -> None:
+        self.size = size
+        self._name = name
+        self._read_into = read_into
+        self._starts = [0]
+        self._kept = [head]
+        self._at = len(head)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), in memory of their own. Raises ConflictError when fewer come than were promised."""
+        if start > self._at:
+            self._starts.append(self._at)
+            self._kept.append(self._take(start - self._at))
+        if start == self._at:
+            return self._take(stop - start)
+        number = bisect_right(self._starts, start) - 1
+        first, piece = self._starts[number], self._kept[number]
+        if stop > first + len(piece) == self._at:
+            piece = self._kept[number] = piece + self._take(stop - self._at)
+        found = piece[start - first : stop - first]
+        if len(found) != stop - start:
+            raise ValueError(f"the bytes {start} to {stop} of {self._name} have gone by")
+        return found
+
+    def _take(self, length: int) -> bytes:
+        data = bytearray(length)
+        if self._read_into(memoryview(data)) != length:
+            raise self._changed()
+        self._at += length
+        return bytes(data)
+
+    def check_unchanged(self) -> None:
+        """Raise ConflictError unless all that was promised came, and nothing else."""
+        if self._at != self.size or self._read_into(memoryview(bytearray(1))):
+            raise self._changed()
+
+    def _changed(self) -> ConflictError:
+        return ConflictError(
+            f"{self._name} changed while it was read", hint="run the same again when nothing writes to the file"
+        )
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class OpenFile:
@@ -109,7 +209,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
 class FileRange:
     """The bytes [first, last) of an open file."""
 
-    file: OpenFile
+    file: ReadableFile
     first: int
     last: int
 

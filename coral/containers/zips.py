@@ -59,13 +59,17 @@ class Span(NamedTuple):
     member: Member
 
 
+MEMBER_SIGNATURE: Final = b"PK\3\4"
+"""What a zip archive begins with."""
+
+
 class NotThisError(Exception):
     """The archive is not of the kind that was looked for; it is kept whole."""
 
 
 def is_zip(data: FileRange) -> bool:
     """Whether the bytes begin with a zip member."""
-    return data.read(0, 4) == b"PK\3\4"
+    return data.read(0, len(MEMBER_SIGNATURE)) == MEMBER_SIGNATURE
 
 
 def stored_members(data: FileRange) -> list[Member]:
@@ -145,7 +149,7 @@ def _member(data: FileRange, name: str, place: tuple[int, int, int], central_crc
     signature, *_, name_length, extra_length = _LOCAL.unpack(data.read(local, local + _LOCAL.size))
     start = local + _LOCAL.size + name_length + extra_length
     stop = start + size
-    if signature != b"PK\3\4" or stop > len(data):
+    if signature != MEMBER_SIGNATURE or stop > len(data):
         raise NotThisError("a member lies outside of the file")
     crc_fields = [local + 14, central_crc]
     if flags & _HAS_DESCRIPTOR and data.read(stop, stop + 4) == b"PK\7\x08":

@@ -38,6 +38,9 @@ _SHAPE = re.compile(r"\[(?:(?:0|[1-9]\d{0,18})(?:, (?:0|[1-9]\d{0,18}))*)?\]", r
 _MAX_DIMENSIONS = 64
 _MAX_TENSOR_BYTES = (1 << 63) - 1
 _MANY = 1_000
+TEXT_LIMIT = 256 << 20
+"""Most bytes of a manifest's text that anyone should read: a million tensors are 120 MB."""
+SKELETON_NAME = "(the rest of the file)"
 CONTAINER_NAMES = ("safetensors", "torch", "npy", "npz", "opaque")
 
 
@@ -101,6 +104,13 @@ class Manifest:
             object.__setattr__(self, "_by_name", {record.name: record for record in self.records})
         assert self._by_name is not None
         return self._by_name
+
+    @property
+    def everything(self) -> tuple[TensorRecord, ...]:
+        """All that is stored: the tensors, and the skeleton as if it were one more, of a name that means nothing."""
+        if self.skeleton is None:
+            return self.records
+        return (*self.records, TensorRecord(SKELETON_NAME, "U8", (self.skeleton.nbytes,), self.skeleton.content))
 
     @property
     def nbytes(self) -> int:

@@ -171,6 +171,16 @@ class NewFile:
                 done = os.pwrite(self._fd, view, offset)
                 view, offset = view[done:], offset + done
 
+    @property
+    def path(self) -> Path:
+        """Where the bytes are until they get their name."""
+        return self._path
+
+    def read_back(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of what was written."""
+        with translate_errors(self._path):
+            return os.pread(self._fd, stop - start, start)
+
     def truncate(self, size: int) -> None:
         """Forget what was written after the first ``size`` bytes."""
         with translate_errors(self._path):

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from coral.objects.writer import Progress
     from coral.verbs.parts import PartReader
 
-_SKELETON = "(the rest of the file)"
-
 
 @dataclass(frozen=True, slots=True)
 class Damage:
@@ -120,10 +118,7 @@ class Checker:
             yield from (Damage(commit, part, tensor, message) for tensor, message in self._check_manifest(manifest))
 
     def _check_manifest(self, manifest: Manifest) -> Iterator[tuple[str, str]]:
-        records = list(manifest.records)
-        if manifest.skeleton is not None:
-            records.append(TensorRecord(_SKELETON, "U8", (manifest.skeleton.nbytes,), manifest.skeleton.content))
-        for record in records:
+        for record in manifest.everything:
             if record.content in self._contents:
                 continue
             self._contents.add(record.content)

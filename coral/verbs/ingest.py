@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import Progress
     from coral.storage.folder import Folder
 
-_SKELETON_NAME = "skeleton"
+_SKELETON = "skeleton"
 
 
 def manifest_of(
@@ -38,13 +38,25 @@ def manifest_of(
         NotFoundError, StorageError: it cannot be read.
     """
     with _naming(path), containers.parse(path, opaque=opaque) as parsed:
-        records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
-        skeleton = None
-        if parsed.skeleton is not None:
-            (record,) = hasher.write_tensors([BytesSource(_SKELETON_NAME, parsed.skeleton)])
-            skeleton = Skeleton(record.content, len(parsed.skeleton))
-        parsed.check_unchanged()
-        return Manifest(parsed.container, tuple(records), skeleton, tuple(parsed.metadata))
+        return _take_in(parsed, hasher, parent, progress)
+
+
+def store_file(file: containers.ReadableFile, hasher: TensorHasher, *, parent: Parent | None = None) -> Manifest:
+    """As :func:`manifest_of`, of a file that is open, and is closed; one that is malformed is kept whole."""
+    with containers.parse_file(file) as parsed:
+        return _take_in(parsed, hasher, parent)
+
+
+def _take_in(
+    parsed: containers.ParsedFile, hasher: TensorHasher, parent: Parent | None, progress: Progress | None = None
+) -> Manifest:
+    records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
+    skeleton = None
+    if parsed.skeleton is not None:
+        (record,) = hasher.write_tensors([BytesSource(_SKELETON, parsed.skeleton)])
+        skeleton = Skeleton(record.content, len(parsed.skeleton))
+    parsed.check_unchanged()
+    return Manifest(parsed.container, tuple(records), skeleton, tuple(parsed.metadata))
 
 
 @contextlib.contextmanager

@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coral.errors import RepositoryNotFoundError, StorageError
 from coral.git.enclosing import common_dir, exclude_file
 from coral.history import History
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
+from coral.storage.memory import available_memory
 from coral.storage.mounts import network_file_system
 from coral.verbs.config import CONFIG, Config
 
+if TYPE_CHECKING:
+    from coral.objects import ChunkStore
+
 CORAL = ".coral"
 _FOLDERS = ("packs", "staging", "experiments", "trash", "tmp", "locks")
+_SHARE_OF_MEMORY = 4
 
 
 def open_folder(project: Path) -> Folder:
@@ -59,6 +65,19 @@ def create(project: Path) -> Folder:
     return folder
 
 
+def open_store(folder: Folder, config: Config) -> ChunkStore:
+    """The chunk store of a repository's folder, or of a remote's."""
+    from coral.objects import ChunkStore
+
+    return ChunkStore(
+        folder.sub("packs"),
+        folder.root / "locks" / "store",
+        threads=config.threads,
+        verify_writes=config.verify_writes,
+        memory=(lambda: available_memory() // _SHARE_OF_MEMORY) if config.keep_parent else None,
+    )
+
+
 def _warn_of_network(project: Path) -> None:
     kind = network_file_system(project)
     if kind is not None:
@@ -75,12 +94,16 @@ def _folder(project: Path) -> Folder:
 
 
 def _main_worktree(project: Path) -> Path | None:
-    """In a linked worktree of git, the main one, whose ``.coral`` all of them share."""
+    """In a linked worktree of git, the main one, whose ``.coral`` all of them share.
+
+    Of a bare repository, and of a submodule, git's own folder: what is beside a worktree of theirs goes away with it.
+    """
     if not (project / ".git").is_file():
         return None
     common = common_dir(project)
-    # A bare repository or a submodule has no main worktree beside it.
-    return common.parent if common is not None and common.name == ".git" else None
+    if common is None:
+        return None
+    return common.parent if common.name == ".git" else common
 
 
 def _is_repository(project: Path) -> bool:
