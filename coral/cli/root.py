@@ -49,8 +49,12 @@ SECTIONS = {
     "Experiments": {
         "exp": "Record runs, compare them, find the best.",
     },
+    "Inside git": {
+        "merge": "Settle the conflicts in a model.",
+    },
     "Called by git": {
         "git-filter": "Turn models into manifests, and back.",
+        "git-merge": "Merge two versions of a model.",
     },
     "Shell": {
         "completion": "Print a shell's completion script.",

@@ -19,12 +19,13 @@ from coral.git.pktline import PacketReader
 from coral.objects.parent import Parent
 from coral.verbs import layout
 from coral.verbs.config import Config
-from coral.verbs.ingest import skeleton_of, store_file
+from coral.verbs.ingest import skeleton_of, store_file, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from coral.objects import ChunkStore
+    from coral.objects.writer import Progress
     from coral.storage.folder import Folder, NewFile
 
 _HEAD_BYTES = 4 << 20
@@ -59,6 +60,11 @@ class GitFilter:
         self._fetch = fetch
         self._opened: tuple[Folder, ChunkStore] | None = None
 
+    @property
+    def store(self) -> ChunkStore:
+        """The store, which is made with the repository when there is none."""
+        return self._open()[1]
+
     # -- from a file to a blob
 
     def clean(self, name: str, content: PacketReader) -> bytes:
@@ -83,6 +89,10 @@ class GitFilter:
             return self._store(name, containers.StreamFile(name, size, start, content.read_into))
         return self._store_spooled(name, start, content)
 
+    def keep(self, name: str, path: Path) -> Manifest:
+        """Store a file that git put somewhere else than where it belongs. Raises as :meth:`clean`."""
+        return Manifest.from_bytes(self._store(name, containers.OpenFile(path)))
+
     def _size(self, name: str) -> int | None:
         """Bytes of the file itself, which is what git sends, unless it was told to send something else."""
         try:
@@ -101,7 +111,7 @@ class GitFilter:
             return self._store(name, containers.OpenFile(spool.path))
 
     def _store(self, name: str, file: containers.ReadableFile) -> bytes:
-        _, store = self._open()
+        store = self.store
         with store.writer() as writer:
             manifest = store_file(file, writer, parent=self._parent(name, file.size))
             writer.seal()
@@ -113,7 +123,7 @@ class GitFilter:
         manifest = read_manifest(self._previous(name) or b"")
         if manifest is None:
             return None
-        return Parent({record.name: record for record in manifest.records}, self._open()[1].chunk_ids)
+        return Parent({record.name: record for record in manifest.records}, self.store.chunk_ids)
 
     def _open(self) -> tuple[Folder, ChunkStore]:
         if self._opened is None:
@@ -146,11 +156,28 @@ class GitFilter:
             layout.open_folder(self._project)
         except RepositoryNotFoundError:
             return wanted
-        _, store = self._open()
+        store = self.store
         absent = [manifest for manifest in wanted if not is_here(store, manifest)]
         if absent:
             self._fetch(store, absent)
         return [manifest for manifest in absent if not is_here(store, manifest)]
+
+    def write_file(self, name: str, manifest: Manifest, *, progress: Progress | None = None) -> None:
+        """Write the model itself into the working tree, whole or not at all. Raises as :meth:`smudge`."""
+        tree = layout.open_tree(self._project)
+        write_file(self.store, manifest, tree, name, mode=self._mode(name), progress=progress)
+
+    def _mode(self, name: str) -> int | None:
+        """The permissions that git gave the file that is there."""
+        try:
+            status = os.lstat(self._project / name)
+        except OSError:
+            return None
+        return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
+
+    def leave_text(self, name: str, text: bytes) -> None:
+        """Write the text that git keeps in place of a model into the working tree."""
+        layout.open_tree(self._project).write(name, text)
 
     def finish(self) -> None:
         """Tidy up after the last file."""

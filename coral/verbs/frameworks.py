@@ -226,7 +226,7 @@ class NumpyFramework:
         data = flat.data
         if dtype not in NUMPY_NAMES:
             return flat.reshape(packed_shape(dtype, shape)), data
-        return flat.view(_numpy_dtype(NUMPY_NAMES[dtype])).reshape(shape), data
+        return flat.view(numpy_dtype(NUMPY_NAMES[dtype])).reshape(shape), data
 
     def view(self, tensor: object, shape: tuple[int, ...], stride: tuple[int, ...] | None, offset: int) -> object:
         """A strided view of an array from :meth:`empty`."""
@@ -254,14 +254,14 @@ class NumpyFramework:
 
         if not isinstance(value, np.dtype) or value.hasobject or value.names or value.shape:
             return None
-        return value.name if _numpy_dtype(value.name) == value else value.str
+        return value.name if numpy_dtype(value.name) == value else value.str
 
     def parse_dtype(self, name: str) -> object:
         """The ``numpy.dtype`` of a name."""
         if not _DTYPE_NAME.fullmatch(name):
             raise FormatError(f"unknown numpy dtype {name[:80]!r}")
         try:
-            dtype = _numpy_dtype(name)
+            dtype = numpy_dtype(name)
         except TypeError:
             raise FormatError(f"unknown numpy dtype {name!r}") from None
         if dtype.hasobject:
@@ -290,7 +290,7 @@ class NumpyFramework:
             return np.str_(payload)
         if kind not in _SCALAR_NAMES:
             raise FormatError(f"unknown numpy scalar {kind[:80]!r}")
-        dtype = _numpy_dtype(kind)
+        dtype = numpy_dtype(kind)
         try:
             if isinstance(payload, dict):
                 raw = bytes.fromhex(payload["hex"])
@@ -308,7 +308,8 @@ def _scalar(dtype: np.dtype[np.generic], plain: object) -> bytes:
     return np.array(plain, dtype).tobytes()
 
 
-def _numpy_dtype(name: str) -> np.dtype[np.generic]:
+def numpy_dtype(name: str) -> np.dtype[np.generic]:
+    """The dtype of a numpy (or ml_dtypes) name."""
     import numpy as np
 
     if "float8" in name or name == "bfloat16":

@@ -82,9 +82,18 @@ def views_of(store: ChunkStore, manifest: Manifest) -> Mapping[str, containers.T
 
 
 def write_file(
-    store: ChunkStore, manifest: Manifest, folder: Folder, name: str, *, progress: Progress | None = None
+    store: ChunkStore,
+    manifest: Manifest,
+    folder: Folder,
+    name: str,
+    *,
+    mode: int | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a part as a file, byte for byte, replacing what was there only when all of it is written.
+
+    Args:
+        mode: the file's permissions; None leaves them to the process's umask.
 
     Raises:
         CorruptionError: a chunk is missing or damaged; the file is left as it was.
@@ -100,4 +109,4 @@ def write_file(
 
     with _naming(name), folder.new_file(name) as out:
         containers.restore(manifest, skeleton_of(store, manifest), read, out)
-        out.publish(name)
+        out.publish(name, mode=mode)

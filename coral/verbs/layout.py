@@ -65,6 +65,11 @@ def create(project: Path) -> Folder:
     return folder
 
 
+def open_tree(project: Path) -> Folder:
+    """The project's own files; what is being written to them lies beside its target."""
+    return Folder(project)
+
+
 def open_store(folder: Folder, config: Config) -> ChunkStore:
     """The chunk store of a repository's folder, or of a remote's."""
     from coral.objects import ChunkStore
