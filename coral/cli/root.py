@@ -54,6 +54,7 @@ SECTIONS = {
     },
     "Called by git": {
         "git-filter": "Turn models into manifests, and back.",
+        "git-diff": "Show how far two versions of a model are apart.",
         "git-merge": "Merge two versions of a model.",
     },
     "Shell": {

@@ -19,7 +19,7 @@ from coral.git.pktline import PacketReader
 from coral.objects.parent import Parent
 from coral.verbs import layout
 from coral.verbs.config import Config
-from coral.verbs.ingest import skeleton_of, store_file, write_file
+from coral.verbs.ingest import skeleton_of, store_file, take_in, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -92,6 +92,12 @@ class GitFilter:
     def keep(self, name: str, path: Path) -> Manifest:
         """Store a file that git put somewhere else than where it belongs. Raises as :meth:`clean`."""
         return Manifest.from_bytes(self._store(name, containers.OpenFile(path)))
+
+    def describe(self, parsed: containers.ParsedFile) -> Manifest:
+        """The manifest of a file that is open, without storing it."""
+        from coral.objects.writer import TensorHasher
+
+        return take_in(parsed, TensorHasher(self.store))
 
     def _size(self, name: str) -> int | None:
         """Bytes of the file itself, which is what git sends, unless it was told to send something else."""

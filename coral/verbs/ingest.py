@@ -38,18 +38,22 @@ def manifest_of(
         NotFoundError, StorageError: it cannot be read.
     """
     with _naming(path), containers.parse(path, opaque=opaque) as parsed:
-        return _take_in(parsed, hasher, parent, progress)
+        return take_in(parsed, hasher, parent, progress)
 
 
 def store_file(file: containers.ReadableFile, hasher: TensorHasher, *, parent: Parent | None = None) -> Manifest:
     """As :func:`manifest_of`, of a file that is open, and is closed; one that is malformed is kept whole."""
     with containers.parse_file(file) as parsed:
-        return _take_in(parsed, hasher, parent)
+        return take_in(parsed, hasher, parent)
 
 
-def _take_in(
-    parsed: containers.ParsedFile, hasher: TensorHasher, parent: Parent | None, progress: Progress | None = None
+def take_in(
+    parsed: containers.ParsedFile,
+    hasher: TensorHasher,
+    parent: Parent | None = None,
+    progress: Progress | None = None,
 ) -> Manifest:
+    """As :func:`manifest_of`, of a file that was taken apart."""
     records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
     skeleton = None
     if parsed.skeleton is not None:
