@@ -33,9 +33,9 @@ def test_distances(dtype: str, seed: int, size: int, cut: int) -> None:
     bits = np.dtype(f"u{kind.itemsize}")
     assert found.share == np.count_nonzero(old.view(bits) != new.view(bits)) / size
     wide = np.complex128 if dtype == "C64" else np.float64
-    good = np.isfinite(old.astype(wide)) & np.isfinite(new.astype(wide))
-    one, other = old.astype(wide)[good], new.astype(wide)[good]
     with np.errstate(all="ignore"):
+        good = np.isfinite(old.astype(wide)) & np.isfinite(new.astype(wide))
+        one, other = old.astype(wide)[good], new.astype(wide)[good]
         norm = float(np.sqrt(np.vdot(other - one, other - one).real))
     if np.isfinite(norm) and norm < 1e150:
         assert found.l2 == pytest.approx(norm, rel=1e-4)
