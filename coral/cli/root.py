@@ -50,6 +50,7 @@ SECTIONS = {
         "exp": "Record runs, compare them, find the best.",
     },
     "Inside git": {
+        "pull": "Write the models that git checked out as manifests.",
         "merge": "Settle the conflicts in a model.",
     },
     "Called by git": {

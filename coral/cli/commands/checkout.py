@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +34,7 @@ def command(
     """Write the files of the commit REF into the project, byte for byte, and move HEAD there.
 
     With PATHs only those files are written, and HEAD stays. Training states stay in the store unless they are named.
+    If REF is a file that git has checked out as a manifest, the model is written in its place, as 'coral pull' does.
     REF is a branch, a tag, a hash or the start of one, HEAD~2, main@{1}, best:METRIC:min or run:ID.
 
     \b
@@ -42,6 +44,11 @@ def command(
       coral checkout HEAD~1 model.safetensors
       coral checkout -b retry v1.0
     """
+    if _is_manifest_of_git(ref):
+        from coral.cli.materialise import materialise, say_written
+
+        say_written(session, materialise(session, [ref, *paths]))
+        return
     repo = session.open()
     commit = _resolve(repo, ref)
     if paths:
@@ -54,6 +61,16 @@ def command(
         print_json(move_data(repo, result))
     elif not session.quiet:
         print_move(repo, result, new=new_branch is not None, only_files=bool(paths))
+
+
+def _is_manifest_of_git(name: str) -> bool:
+    from coral.format.manifest import is_manifest
+
+    path = Path(name)
+    if not name or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return is_manifest(file.read(64))
 
 
 def _resolve(repo: Repository, ref: str) -> str:
