@@ -49,6 +49,10 @@ class ReadableFile(Protocol):
         """The bytes [start, stop). Raises ConflictError when the file has become shorter."""
         ...
 
+    def take(self, start: int, stop: int) -> Buffer:
+        """As :meth:`read`, for bytes that are asked for once."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise ConflictError when the file is known to have changed since it was opened."""
         ...
@@ -66,6 +70,10 @@ class BytesFile:
         self.size = len(data)
 
     def read(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop)."""
+        return self._data[start:stop]
+
+    def take(self, start: int, stop: int) -> Buffer:
         """The bytes [start, stop)."""
         return self._data[start:stop]
 
@@ -98,27 +106,34 @@ class StreamFile:
         self._at = len(head)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes [start, stop), in memory of their own. Raises ConflictError when fewer come than were promised."""
+        """The bytes [start, stop). Raises ConflictError when fewer come than were promised."""
+        return bytes(self.take(start, stop))
+
+    def take(self, start: int, stop: int) -> Buffer:
+        """As :meth:`read`, in memory of their own."""
         if start > self._at:
             self._starts.append(self._at)
-            self._kept.append(self._take(start - self._at))
+            self._kept.append(bytes(self._next(start - self._at)))
         if start == self._at:
-            return self._take(stop - start)
+            return self._next(stop - start)
         number = bisect_right(self._starts, start) - 1
         first, piece = self._starts[number], self._kept[number]
         if stop > first + len(piece) == self._at:
-            piece = self._kept[number] = piece + self._take(stop - self._at)
+            piece = self._kept[number] = piece + bytes(self._next(stop - self._at))
         found = piece[start - first : stop - first]
         if len(found) != stop - start:
             raise ValueError(f"the bytes {start} to {stop} of {self._name} have gone by")
         return found
 
-    def _take(self, length: int) -> bytes:
-        data = bytearray(length)
-        if self._read_into(memoryview(data)) != length:
+    def _next(self, length: int) -> memoryview:
+        # Neither cleared nor mapped anew each time, as a bytearray of this size is.
+        import numpy as np
+
+        data = np.empty(length, np.uint8).data
+        if self._read_into(data) != length:
             raise self._changed()
         self._at += length
-        return bytes(data)
+        return data
 
     def check_unchanged(self) -> None:
         """Raise ConflictError unless all that was promised came, and nothing else."""
@@ -175,6 +190,10 @@ class OpenFile:
             pieces.append(piece)
             at += len(piece)
         return b"".join(pieces)
+
+    def take(self, start: int, stop: int) -> Buffer:
+        """The bytes [start, stop), in memory of their own. Raises as :meth:`read`."""
+        return self.read(start, stop)
 
     def _read_some(self, start: int, stop: int) -> bytes:
         with translate_errors(self.path):
@@ -236,6 +255,7 @@ class FileSource:
     shape: tuple[int, ...]
     data: FileRange
 
-    def read(self, start: int, stop: int) -> bytes:
+    def read(self, start: int, stop: int) -> Buffer:
         """The bytes [start, stop), in memory of their own. Raises ConflictError when the file has become shorter."""
-        return self.data.read(start, stop)
+        part = self.data.part(start, stop)
+        return part.file.take(part.first, part.last)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from coral.errors import RepositoryNotFoundError, StorageError
 from coral.git.enclosing import common_dir, exclude_file
-from coral.history import History
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.storage.memory import available_memory
@@ -57,6 +56,8 @@ def create(project: Path) -> Folder:
         if not folder.exists(CONFIG):
             for name in _FOLDERS:
                 folder.make_folder(name)
+            from coral.history import History  # its library is not needed to find a repository
+
             History.create(folder.root / ".git")
             _exclude(project)
             # Last: its presence says that all else is there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -219,7 +220,8 @@ def test_killed(project: Project, direction: str) -> None:
         git = subprocess.Popen(["git", *words], cwd=project.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         time.sleep(pause)
         for child in _children(git.pid):
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         git.communicate()
         assert not (project.folder / ".git" / "index.lock").exists()
         project.git("fsck", "--strict")
