@@ -361,11 +361,11 @@ class Folder:
         Folder(self._temporary).make_folder()
         return NewFile(self._temporary / unique, self)
 
-    def write(self, key: str, data: Buffer) -> None:
-        """Write a whole file, atomically and durably."""
+    def write(self, key: str, data: Buffer, *, mode: int | None = None) -> None:
+        """Write a whole file, atomically and durably; ``mode`` is its permissions, None leaves them to the umask."""
         with self.new_file(key) as file:
             file.write(data)
-            file.publish(key)
+            file.publish(key, mode=mode)
 
     def create(self, key: str, data: Buffer) -> None:
         """Write a whole file that must not exist yet, atomically and durably. Raises AlreadyExistsError."""
@@ -401,6 +401,22 @@ class Folder:
             sync_folder(new.parent)
             if old.parent != new.parent:
                 sync_folder(old.parent)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file, or a symbolic link itself, a second name, durably.
+
+        Raises:
+            AlreadyExistsError: the second name is taken.
+            StorageError: among others, the file system knows no hard links.
+        """
+        old, new = self._inside(source), self.path(target)
+        self.make_folder(os.path.dirname(target))
+        with translate_errors(old):
+            try:
+                os.link(old, new, follow_symlinks=False)
+            except FileExistsError as error:
+                raise AlreadyExistsError(f"{new} exists already") from error
+            sync_folder(new.parent)
 
     def remove(self, key: str) -> None:
         """Unlink a file, durably; a missing one is fine."""

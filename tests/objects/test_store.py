@@ -323,7 +323,7 @@ def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
 class Failing(Folder):
     """A folder whose disk fills up when an index is to be written."""
 
-    def write(self, key: str, data: object) -> None:
+    def write(self, key: str, data: object, *, mode: int | None = None) -> None:
         raise StorageError("no space", errno=errno.ENOSPC)
 
 

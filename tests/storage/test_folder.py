@@ -176,6 +176,36 @@ def test_move(folder: Folder) -> None:
     assert not folder.exists("a/x")
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o600, 0o664])
+def test_a_written_file_has_the_mode_asked_for(folder: Folder, mode: int) -> None:
+    """A mode is taken whole, whatever the umask, also by a file that replaces one of another mode."""
+    folder.write("x", b"old")
+    folder.write("x", b"new", mode=mode)
+    assert folder.read("x") == b"new"
+    assert folder.path("x").stat().st_mode & 0o7777 == mode
+
+
+def test_a_link_is_a_second_name(folder: Folder) -> None:
+    """A file has two names and one content; a name that is taken is refused and stays what it was."""
+    folder.write("a/x", b"data")
+    folder.write("b/taken", b"other")
+    folder.link("a/x", "b/c/y")
+    assert folder.path("a/x").samefile(folder.path("b/c/y"))
+    with pytest.raises(AlreadyExistsError, match="taken"):
+        folder.link("a/x", "b/taken")
+    assert folder.read("b/taken") == b"other"
+    with pytest.raises(NotFoundError):
+        folder.link("a/missing", "b/z")
+
+
+def test_the_second_name_of_a_symbolic_link_is_a_link(folder: Folder) -> None:
+    """What a symbolic link leads to is not what gets the second name."""
+    folder.write("target", b"data")
+    folder.path("here").symlink_to("target")
+    folder.link("here", "there")
+    assert folder.path("there").is_symlink() and folder.read("there") == b"data"
+
+
 def test_append(folder: Folder) -> None:
     """An appended file grows by exactly what is written, also by two who have it open."""
     one, two = folder.append("log/x"), folder.append("log/x")
@@ -327,6 +357,12 @@ def test_moves_and_removals_are_durable(tmp_path: Path) -> None:
         r"fsync\(\d+<.*/root>\)",
         r"fsync\(\d+<.*/root/log>\)",
     )
+
+
+def test_a_link_is_durable(tmp_path: Path) -> None:
+    """The folder that got the second name is synced after it."""
+    calls = system_calls(tmp_path, 'folder.link("warm", "new/y")')
+    order_of(calls, r"mkdir.*root/new", r"link.*/root/new/y", r"fsync\(\d+<.*/root/new>\)")
 
 
 def test_kill_leaves_the_old_or_the_new(tmp_path: Path) -> None:
