@@ -5,12 +5,17 @@ Where git is called from a hook, a filter or a driver, its environment already n
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from coral.errors import GitCommandError
 
+_MOST_COMPLAINTS = 20
 QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "submodule.recurse=false")
 """Options with which a question runs no program that the repository's own configuration names."""
 QUIET_ENVIRONMENT = {
@@ -53,9 +58,103 @@ def run(folder: Path, arguments: Sequence[str], *, data: bytes = b"", quiet: boo
     return output
 
 
+class Conversation:
+    """A git process that is written to and read from by turns, see :func:`converse`.
+
+    Attributes:
+        stdin, stdout: its ends of the pipes.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.stdin: IO[bytes] = process.stdin
+        self.stdout: IO[bytes] = process.stdout
+        self._process = process
+        self._name = name
+        self._complaints: deque[bytes] = deque(maxlen=_MOST_COMPLAINTS)
+        # Whoever complains much must not wait for somebody to read it.
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stderr:
+            self._complaints.extend(stderr)
+
+    def tell(self, data: bytes) -> None:
+        """Write to the process. Raises GitCommandError when it is gone."""
+        try:
+            self.stdin.write(data)
+            self.stdin.flush()
+        except OSError:
+            raise self.failure() from None
+
+    def finish(self) -> None:
+        """Wait for the process to end. Raises GitCommandError when it failed."""
+        if self._end() != 0:
+            raise self.failure()
+
+    def failure(self) -> GitCommandError:
+        """The error for a process that ended badly, or too early; the message is what it said last."""
+        status = self._end()
+        self._listener.join()
+        said = b"".join(self._complaints).decode(errors="replace").strip()
+        return GitCommandError(f"git {self._name} failed: {said or f'exit status {status}'}")
+
+    def _end(self) -> int:
+        with contextlib.suppress(OSError):
+            self.stdin.close()
+        return self._process.wait()
+
+    def kill(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.kill()
+        self._end()
+        self.stdout.close()
+        self._listener.join()
+
+
+@contextlib.contextmanager
+def converse(folder: Path, arguments: Sequence[str]) -> Iterator[Conversation]:
+    """Start a git command that answers while it is asked, quietly as :func:`ask`; it ends with the block.
+
+    Raises:
+        GitCommandError: there is no git.
+    """
+    name = next(word for word in arguments if not word.startswith("-"))
+    talk = Conversation(_start(folder, [*QUIET, *arguments], environment=QUIET_ENVIRONMENT), name)
+    try:
+        yield talk
+    finally:
+        talk.kill()
+
+
+def lines(folder: Path, arguments: Sequence[str], *, data: bytes = b"") -> Iterator[bytes]:
+    """What a git command prints, quietly as :func:`ask`, line by line as it comes and without their ends.
+
+    Args:
+        data: its standard input, which it must read before it prints much.
+
+    Raises:
+        GitCommandError: it failed, perhaps after some lines.
+    """
+    with converse(folder, arguments) as talk:
+        talk.tell(data)
+        talk.stdin.close()
+        for line in talk.stdout:
+            yield line.rstrip(b"\n")
+        talk.finish()
+
+
 def _execute(
     folder: Path, arguments: Sequence[str], *, data: bytes = b"", environment: Mapping[str, str]
 ) -> tuple[int, bytes, bytes]:
+    with _start(folder, arguments, environment=environment) as proc:
+        output, complaint = proc.communicate(data)
+    return proc.returncode, output, complaint
+
+
+def _start(folder: Path, arguments: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     try:
         from git.cmd import Git  # at import it looks for the git program
         from git.exc import GitError
@@ -68,7 +167,6 @@ def _execute(
     except (GitError, OSError, ValueError) as error:
         raise GitCommandError(f"git cannot be run: {error}", hint="install git") from None
     # GitPython's wrapper kills what it lets go of; the process itself is wanted.
-    assert process.proc is not None
-    with process.proc as proc:
-        output, complaint = proc.communicate(data)
-    return proc.returncode, output, complaint
+    proc, process.proc = process.proc, None
+    assert proc is not None
+    return proc
