@@ -16,12 +16,20 @@ from coral.storage.folder import translate_errors
 _POLL_SECONDS = 0.005
 _PROBE_SECONDS = 0.1
 _HELD = (errno.EAGAIN, errno.EACCES)
+_MAY_NOT_WRITE = (errno.EACCES, errno.EROFS, errno.EPERM)
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, *, shared: bool = False) -> int:
     with translate_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The umask says whether colleagues of a group may hold it as well.
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if not shared or error.errno not in _MAY_NOT_WRITE:
+                raise
+            # Who may only read the folder still keeps others from collecting what is being read.
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @contextlib.contextmanager
@@ -30,14 +38,14 @@ def file_lock(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Ite
 
     Args:
         path: the lock file; created when missing, never removed (removing one is a race).
-        shared: readers share, one writer excludes.
+        shared: readers share, one writer excludes; who may not write to the file may share it where it is there.
         timeout: seconds to wait.
 
     Raises:
         LockedError: another process held it all that time.
     """
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    fd, owner = _open(path), os.getpid()
+    fd, owner = _open(path, shared=shared), os.getpid()
     try:
         if not _patiently(lambda: fcntl.flock(fd, operation | fcntl.LOCK_NB), path, timeout):
             raise LockedError(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import stat
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,3 +193,71 @@ def test_release(tmp_path: Path) -> None:
     with Holder(tmp_path / "lock", "process"), pytest.raises(LockedError):
         ProcessLock(tmp_path / "lock")
     ProcessLock(tmp_path / "lock").release()
+
+
+def unprivileged(work: Callable[[], None]) -> int:
+    """A process that does the work as a user who owns nothing here; it exits with 1 when that raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def exit_code(child: int) -> int:
+    """How a process ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A lock file, in a folder that its owner cannot write to either, and anybody can read."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "lock"
+    path.touch(0o444)
+    for changed, mode in ((path, 0o444), (folder, 0o555)):
+        changed.chmod(mode)
+    yield path
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_who_may_only_read_shares_a_lock(readable: Path) -> None:
+    """A reader of somebody else's folder can keep a writer out, and cannot be the writer."""
+    (heard, held), (go_on, told) = os.pipe(), os.pipe()
+
+    def write() -> None:
+        with file_lock(readable, timeout=0):
+            pass
+
+    def hold() -> None:
+        with file_lock(readable, shared=True, timeout=0):
+            os.write(held, b"x")
+            os.read(go_on, 1)
+
+    assert exit_code(unprivileged(write)) == 1
+    reader = unprivileged(hold)
+    os.close(held)
+    assert os.read(heard, 1) == b"x"
+    assert takes(readable, shared=True)
+    if os.geteuid() == 0:
+        assert not takes(readable)
+    os.write(told, b"x")
+    assert exit_code(reader) == 0
+
+
+def test_a_lock_is_made_as_the_umask_says(tmp_path: Path) -> None:
+    """Where files are for a group, so is a new lock: colleagues must be able to hold it."""
+    before = os.umask(0o002)
+    try:
+        assert takes(tmp_path / "lock")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o664
