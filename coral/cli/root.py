@@ -46,6 +46,9 @@ SECTIONS = {
         "tag": "List, make or delete tags.",
         "reset": "Unstage files, or point the branch elsewhere.",
     },
+    "Inside git": {
+        "remote": "Name the folders that tensors are shared through.",
+    },
     "Experiments": {
         "exp": "Record runs, compare them, find the best.",
     },
@@ -73,9 +76,9 @@ Exit codes:
   130 interrupted         141 the reader of the output went away
 
 \b
-Environment: CORAL_AUTHOR  who commits ('Name <email>')
-             CORAL_RUN     the run that 'coral exp' and 'coral commit' mean
-             NO_COLOR      no colours
+Environment: CORAL_AUTHOR     who commits ('Name <email>')
+             CORAL_RUN        the run that 'coral exp' and 'coral commit' mean
+             NO_COLOR         no colours
 """
 
 

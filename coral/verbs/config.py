@@ -1,16 +1,26 @@
-"""``.coral/config.toml``: the format version and the repository's policies."""
+"""``.coral/config.toml``: the format version, the repository's policies, and its remotes."""
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from coral.errors import CoralError, CorruptionError, VersionError
 from coral.storage.folder import Folder
 
 CONFIG = "config.toml"
 FORMAT_VERSION = 1
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class Remote(NamedTuple):
+    """A name for another place that holds chunks, and where that is, as the user wrote it."""
+
+    name: str
+    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +33,14 @@ class Config:
         threads: workers for hashing and codecs; None takes every core.
         keep_parent: keep the bytes of the last commit in memory while training goes on, up to a quarter of what is
             free, so that the next one need not read them back to be encoded against them.
+        remotes: where chunks are sent to and fetched from, in the order they were added.
     """
 
     author: str | None = None
     verify_writes: bool = True
     threads: int | None = None
     keep_parent: bool = True
+    remotes: tuple[Remote, ...] = ()
 
     def to_toml(self) -> str:
         """The file's text."""
@@ -38,7 +50,8 @@ class Config:
         if self.threads is not None:
             lines.append(f"threads = {self.threads}")
         if self.author is not None:
-            lines += ["", "[user]", f"author = {json.dumps(self.author, ensure_ascii=False)}"]
+            lines += ["", "[user]", f"author = {quoted(self.author)}"]
+        lines += [line for remote in self.remotes for line in ("", *remote_lines(remote))]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -60,6 +73,7 @@ class Config:
                 store.get("verify_writes", True),
                 store.get("threads"),
                 store.get("keep_parent", True),
+                remotes_of(data),
             )
             config._check()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -77,6 +91,25 @@ class Config:
         )
         if not good:
             raise ValueError("a setting has the wrong type")
+
+
+def remotes_of(data: dict[str, dict[str, dict[str, object]]]) -> tuple[Remote, ...]:
+    """The remotes that a parsed settings file names. Raises ValueError, KeyError, TypeError or AttributeError."""
+    remotes = tuple(Remote(name, str(table["url"])) for name, table in data.get("remotes", {}).items())
+    if any(type(table["url"]) is not str for table in data.get("remotes", {}).values()):
+        raise ValueError("the url of a remote is no text")
+    return remotes
+
+
+def remote_lines(remote: Remote) -> list[str]:
+    """The lines of a settings file that name a remote."""
+    key = remote.name if _BARE_KEY.fullmatch(remote.name) else quoted(remote.name)
+    return [f"[remotes.{key}]", f"url = {quoted(remote.url)}"]
+
+
+def quoted(text: str) -> str:
+    """A text as TOML writes it. No DEL may be in it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _check_version(head: dict[str, object], folder: Folder) -> None:
