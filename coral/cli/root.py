@@ -46,14 +46,12 @@ SECTIONS = {
         "tag": "List, make or delete tags.",
         "reset": "Unstage files, or point the branch elsewhere.",
     },
-    "Inside git": {
-        "remote": "Name the folders that tensors are shared through.",
-    },
     "Experiments": {
         "exp": "Record runs, compare them, find the best.",
     },
     "Inside git": {
         "pull": "Write the models that git checked out as manifests.",
+        "remote": "Name the folders that tensors are shared through.",
         "merge": "Settle the conflicts in a model.",
     },
     "Called by git": {
