@@ -21,6 +21,7 @@
     ├── FormatError       ValueError   an input file is malformed; nothing was stored   exit 6
     ├── VersionError      RuntimeError   written by a newer coral: upgrade              exit 7
     ├── StorageError      OSError      the disk refused: free space, mend permissions   exit 8
+    ├── SignatureError                 not signed by a key that is trusted: do not use  exit 10
     └── GitCommandError                the user's own git failed, or is not there       exit 1
 
 Third-party exceptions are translated in the one file that imports that library.
@@ -139,6 +140,12 @@ class StorageError(CoralError, OSError):
     def __init__(self, message: str, *, hint: str | None = None, errno: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.errno = errno
+
+
+class SignatureError(CoralError):
+    """A commit is not signed, not by a key that the user trusts, or not the commit that was signed."""
+
+    exit_code = 10
 
 
 class GitCommandError(CoralError):

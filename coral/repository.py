@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
     from coral.verbs.repack import Repacked
+    from coral.verbs.verify import Verified
     from coral.verbs.weights import Weights
 
 _DEFAULT_AUTHOR = "coral"
@@ -277,6 +278,7 @@ class Repository:
         step: int | None = ...,
         metrics: Mapping[str, float] | None = ...,
         wait: Literal[True] = ...,
+        sign: bool | str = ...,
     ) -> Commit: ...
 
     @overload
@@ -291,6 +293,7 @@ class Repository:
         step: int | None = ...,
         metrics: Mapping[str, float] | None = ...,
         wait: Literal[False],
+        sign: bool | str = ...,
     ) -> PendingCommit: ...
 
     def commit(
@@ -304,6 +307,7 @@ class Repository:
         step: int | None = None,
         metrics: Mapping[str, float] | None = None,
         wait: bool = True,
+        sign: bool | str = False,
     ) -> Commit | PendingCommit:
         """Commit what is staged; once the commit is there, a power cut cannot take it back.
 
@@ -317,6 +321,7 @@ class Repository:
             metrics: measured at this step; they are kept with the commit.
             wait: False makes the commit beside the caller; :meth:`PendingCommit.result` tells how it went, and so
                 does the next commit if it failed.
+            sign: sign it with the key that git's ``user.signingkey`` names, or with this key.
 
         Raises:
             NothingToCommitError: nothing staged differs from the branch's tip.
@@ -327,6 +332,7 @@ class Repository:
         self.flush()
         names = self._free_tags(tags)
         draft = self._draft(message, author, metadata, step=step, metrics=metrics, allow_empty=allow_empty)
+        draft = replace(draft, sign=self._signer(sign))
         if wait:
             return self._land(draft, names)
         self._line.check_not_inside()
@@ -352,6 +358,13 @@ class Repository:
         for observer in list(self._observers):
             trailers.update(observer.trailers(step=step, metrics=metrics))
         return Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
+
+    def _signer(self, sign: bool | str) -> Callable[[bytes], str] | None:
+        if not sign:
+            return None
+        from coral.git.signing import Signer
+
+        return Signer(self.path, key=sign if isinstance(sign, str) else None)
 
     def _land(self, draft: Draft, tags: Sequence[str]) -> Commit:
         with self._line.alone():
@@ -462,19 +475,25 @@ class Repository:
         optimizer: Stateful | None = None,
         scheduler: Stateful | None = None,
         strict: bool = True,
+        require_signed: bool = False,
     ) -> dict[str, object]:
         """Load a commit's weights into a model, in place, and its training state into what trains it.
 
         With an optimizer or a scheduler the random number generators are put back as well, so that training goes on
         bit for bit; without, they are left alone. Returns the rest of the state that :meth:`save` was given.
 
+        Args:
+            strict: refuse weights that the model lacks, and the other way round.
+            require_signed: refuse a commit that :meth:`verify` refuses.
+
         Raises:
             UsageError: the weights do not fit the model; every misfit is listed.
             PartNotFoundError: the commit does not hold the state asked for.
+            SignatureError: the commit is not signed by a trusted key, and ``require_signed``.
         """
         from coral.verbs import checkpoint
 
-        commit = self.resolve(ref)
+        commit = self.verify(ref).commit if require_signed else self.resolve(ref)
         parts = self._reader.at(commit)
         name = checkpoint.MODEL_PART if checkpoint.MODEL_PART in parts else None
         held = parts.get(checkpoint.STATE_PART)
@@ -650,6 +669,24 @@ class Repository:
         from coral.verbs.fsck import Checker
 
         return Checker(self.history, self._reader, self.store, read_data=read_data, progress=progress).run()
+
+    def verify(self, ref: str = "HEAD", *, read_data: bool = False, progress: Progress | None = None) -> Verified:
+        """Check that a commit is just what somebody signed whom the user trusts, down to the chunks of its tensors.
+
+        Args:
+            read_data: read and verify every byte, rather than only that every chunk is there. Whatever is read later
+                is verified then.
+
+        Raises:
+            SignatureError: it is not signed, not by a trusted key, or holds something else than was signed.
+            CorruptionError: a chunk is missing or damaged.
+        """
+        from coral.verbs.verify import verify_commit
+
+        commit = self.resolve(ref)
+        return verify_commit(
+            self.history, self._reader, self.store, commit, folder=self.path, read_data=read_data, progress=progress
+        )
 
     # -- move
 

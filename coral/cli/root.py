@@ -37,6 +37,7 @@ SECTIONS = {
         "cat": "Show one tensor's statistics or values.",
         "reflog": "Show where HEAD or a branch has been.",
         "fsck": "Check that all that was committed is there.",
+        "verify": "Check who signed a commit, and what.",
         "repack": "Make commits quick to read.",
     },
     "Move": {
@@ -70,7 +71,8 @@ Exit codes:
   1 other error             6 an input file is malformed
   2 wrong usage             7 made by a newer coral
   3 no such name            8 the file system refused
-  4 conflict               70 a bug in coral
+  4 conflict               10 not signed by a trusted key
+  70 a bug in coral
   130 interrupted         141 the reader of the output went away
 
 \b

@@ -146,6 +146,12 @@ def lines(folder: Path, arguments: Sequence[str], *, data: bytes = b"") -> Itera
         talk.finish()
 
 
+def check(folder: Path, arguments: Sequence[str]) -> tuple[int, str]:
+    """A git command's exit status, and all that it says. Raises GitCommandError when there is no git."""
+    status, output, complaint = _execute(folder, [*QUIET, *arguments], environment=QUIET_ENVIRONMENT)
+    return status, (output + complaint).decode(errors="replace").strip()
+
+
 def _execute(
     folder: Path, arguments: Sequence[str], *, data: bytes = b"", environment: Mapping[str, str]
 ) -> tuple[int, bytes, bytes]:

@@ -14,6 +14,7 @@ from coral.errors import CorruptionError, UsageError
 from coral.history import message as messages
 
 RUN, STEP, METRICS, METADATA = "Coral-Run", "Coral-Step", "Coral-Metrics", "Coral-Metadata"
+ROOT = "Coral-Root"
 CODE_COMMIT, CODE_BRANCH, CODE_DIRTY = "Coral-Code-Commit", "Coral-Code-Branch", "Coral-Code-Dirty"
 
 MAX_STEP = 2**63 - 1
@@ -85,6 +86,11 @@ class Commit:
         return self._json(METADATA)
 
     @property
+    def root(self) -> str | None:
+        """Of a signed commit, the BLAKE3 root of its manifests."""
+        return self.trailers.get(ROOT)
+
+    @property
     def code_commit(self) -> str | None:
         """The commit of the enclosing git repository, which holds the code."""
         return self.trailers.get(CODE_COMMIT)
@@ -120,7 +126,7 @@ class CommitObject(NamedTuple):
     """The git object of a commit, field by field.
 
     ``author`` is git's ``Name <email>``; ``when`` and ``committed`` are seconds since 1970; ``offset`` is the time
-    zone in minutes; ``text`` is message and trailers together.
+    zone in minutes; ``text`` is message and trailers together; ``signature`` is armoured text, of all the others.
     """
 
     tree: str
@@ -130,12 +136,16 @@ class CommitObject(NamedTuple):
     offset: int
     committed: int
     text: str
+    signature: str | None = None
 
     def to_bytes(self) -> bytes:
         """The object's bytes; author and committer are the same."""
         stamp = f"{self.author} {self.when} {format_offset(self.offset)}"
         lines = [f"tree {self.tree}", *(f"parent {parent}" for parent in self.parents)]
-        lines += [f"author {stamp}", f"committer {stamp}", "", self.text]
+        lines += [f"author {stamp}", f"committer {stamp}"]
+        if self.signature is not None:
+            lines.append("gpgsig " + "\n ".join(self.signature.rstrip("\n").split("\n")))
+        lines += ["", self.text]
         return "\n".join(lines).encode()
 
     @classmethod

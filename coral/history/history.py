@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time as clock
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -135,6 +135,7 @@ class History:
         author: str = "coral",
         trailers: Mapping[str, str] | None = None,
         time: datetime | None = None,
+        sign: Callable[[bytes], str] | None = None,
     ) -> Commit:
         """Store a commit, durably; no ref moves.
 
@@ -146,6 +147,7 @@ class History:
             author: ``Name <email>``, or a name alone.
             trailers: keys start with ``Coral-``.
             time: when; None is now in this machine's time zone, and never before a parent (clocks run backwards).
+            sign: makes the signature of the commit's bytes.
 
         Raises:
             UsageError: a message, author, trailer or time that git cannot store.
@@ -160,6 +162,8 @@ class History:
                 raise CorruptionError(f"the git object {oid} is not a blob")
         tree = trees.overlay(self._handle, self._object(base).tree if base is not None else None, overlay)
         made = CommitObject(tree, tuple(dict.fromkeys(parents)), who, when, offset, when, text)
+        if sign is not None:
+            made = made._replace(signature=sign(made.to_bytes()))
         return made.commit(self._handle.write("commit", made.to_bytes()))
 
     def commit(self, commit_hash: str) -> Commit:
@@ -167,6 +171,11 @@ class History:
         if not self._handle.exists(check_hash(commit_hash)):
             raise RefNotFoundError(f"there is no commit {commit_hash}")
         return self._object(commit_hash).commit(commit_hash)
+
+    def is_signed(self, commit_hash: str) -> bool:
+        """Whether a commit bears a signature, good or not. Raises RefNotFoundError, CorruptionError."""
+        head, _, _ = self._handle.read(check_hash(commit_hash))[1].partition(b"\n\n")
+        return b"\ngpgsig " in head
 
     def consolidate(self, *, force: bool = False) -> int:
         """Put loose objects into one pack when there are many (or when forced); returns how many it took.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from coral.errors import ConflictError, NothingToCommitError, RefNotFoundError, UnsupportedValueError, UsageError
-from coral.history.commit import MAX_STEP
+from coral.history.commit import MAX_STEP, ROOT
+from coral.ids import chunk_id
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
@@ -40,6 +41,7 @@ class Draft:
     trailers: Mapping[str, str] = field(default_factory=dict)
     allow_empty: bool = False
     time: datetime | None = None
+    sign: Callable[[bytes], str] | None = None
 
 
 def land(
@@ -78,8 +80,9 @@ def land(
             parents=[tip] if tip else [],
             message=draft.message,
             author=draft.author,
-            trailers=draft.trailers,
+            trailers=_trailers(history, draft, tip, blobs),
             time=draft.time,
+            sign=draft.sign,
         )
         try:
             _move(history, branch, commit, tip)
@@ -87,6 +90,24 @@ def land(
             continue
         return commit
     raise ConflictError(f"{branch or 'HEAD'} kept moving under {_ATTEMPTS} attempts to commit", hint="try again")
+
+
+def _trailers(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, str | None]) -> Mapping[str, str]:
+    """The draft's, and of a signed commit what the signature is to cover beyond git's own hashes."""
+    if draft.sign is None:
+        return draft.trailers
+    parts = {**history.parts(tip), **blobs}
+    kept = {name: oid for name, oid in parts.items() if oid is not None}
+    return {**draft.trailers, ROOT: root_of(history, kept)}
+
+
+def root_of(history: History, parts: Mapping[str, str]) -> str:
+    """The BLAKE3 root of all manifests of a commit: of their names, and of the hashes of their bytes, in order.
+
+    git names them by SHA-1; a signature that covers this root does not rest on it.
+    """
+    lines = (f"{chunk_id(history.read_blob(oid)).hex()} {name}\n" for name, oid in sorted(parts.items()))
+    return f"b3:{chunk_id(''.join(lines).encode()).hex()}"
 
 
 def _move(history: History, branch: str | None, commit: Commit, tip: str | None) -> None:

@@ -32,10 +32,14 @@ def test_a_remote_comes_and_goes(project: Path, call: Call, ask: Ask) -> None:
     assert call("remote").stdout == call("remote", "list").stdout == "origin\nusb\n"
     listed = f"origin\t../shared\nusb\t{project.parent}/usb\n"
     assert call("remote", "-v").stdout == call("remote", "list", "-v").stdout == listed
-    assert ask("remote") == ask("remote", "list") == [
-        {"name": "origin", "url": "../shared", "adopted": True},
-        {"name": "usb", "url": f"{project.parent}/usb", "adopted": True},
-    ]
+    assert (
+        ask("remote")
+        == ask("remote", "list")
+        == [
+            {"name": "origin", "url": "../shared", "adopted": True},
+            {"name": "usb", "url": f"{project.parent}/usb", "adopted": True},
+        ]
+    )
     assert "also from .coralconfig" in call("remote", "remove", "origin").stdout
     assert ask("remote", "remove", "usb") == {"name": "usb", "no_longer_offered_in": None}
     assert ask("remote") == []

@@ -39,6 +39,7 @@ class Options:
     author: str | None
     allow_empty: bool
     run: str | None
+    sign: bool = False
 
 
 @click.command()
@@ -50,6 +51,7 @@ class Options:
 @click.option("--author", metavar="WHO", help="'Name <email>', if not you.")
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
 @click.option("--run", metavar="ID", shell_complete=complete_run, help="The run it came from, if not CORAL_RUN.")
+@click.option("-S", "--sign", is_flag=True, help="Sign it with the key of git's user.signingkey.")
 @json_option
 @pass_session
 def command(
@@ -62,6 +64,7 @@ def command(
     author: str | None,
     allow_empty: bool,
     run: str | None,
+    sign: bool,
     as_json: bool,
 ) -> None:
     """Record what is staged; PATHs are added first.
@@ -77,7 +80,7 @@ def command(
     from coral.cli.values import parse_metrics
 
     repo = session.open()
-    chosen = Options(tags, step, parse_metrics(metrics) or None, author, allow_empty, run)
+    chosen = Options(tags, step, parse_metrics(metrics) or None, author, allow_empty, run, sign)
     if paths:
         from coral.cli.commands.add import find_files, stage
 
@@ -99,6 +102,7 @@ def _commit(repo: Repository, session: Session, message: str, options: Options) 
             allow_empty=options.allow_empty,
             step=options.step,
             metrics=options.metrics,
+            sign=options.sign,
         )
 
 
