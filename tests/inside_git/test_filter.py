@@ -205,6 +205,28 @@ def _packed(project: Project) -> int:
     return sum(path.stat().st_size for path in (project.folder / ".coral" / "packs").glob("*.pack"))
 
 
+def test_five_gigabytes(project: Project) -> None:
+    """A sparse file of over 4 GiB passes, and comes back without git holding it in memory."""
+    path = project.folder / "huge.bin"
+    marks = {0: b"first", (1 << 32) - 2: b"over", 5 * 10**9 - 4: b"last"}
+    with path.open("wb") as file:
+        for place, mark in marks.items():
+            file.seek(place)
+            file.write(mark)
+    project.git("add", "-A")
+    project.git("commit", "-q", "-m", "huge")
+    path.unlink()
+    project.git("checkout", "--", ".", CORAL_SKIP_SMUDGE="1")
+    project.coral("pull")
+    assert path.stat().st_size == 5 * 10**9
+    with path.open("rb") as file:
+        for place, mark in marks.items():
+            file.seek(place)
+            assert file.read(len(mark)) == mark
+    assert project.status() == ""
+    path.unlink()
+
+
 @pytest.mark.parametrize("direction", ["clean", "smudge"])
 def test_killed(project: Project, direction: str) -> None:
     """A filter killed at any moment: git reports failure, what was is as it was, and the same command works again."""
