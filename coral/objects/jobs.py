@@ -13,14 +13,20 @@ T = TypeVar("T")
 _MOST_PIECES = 128
 
 
-def batched(pieces: Iterable[T], weigh: Callable[[T], int], nbytes: int) -> Iterator[list[T]]:
-    """Pieces in groups of at least ``nbytes`` bytes, so that small ones share the cost of handing work to a thread."""
+def batched(
+    pieces: Iterable[T], weigh: Callable[[T], int], nbytes: int, *, most: int | None = _MOST_PIECES
+) -> Iterator[list[T]]:
+    """Pieces in groups of at least ``nbytes`` bytes, so that small ones share the cost of handing work to a thread.
+
+    Args:
+        most: pieces in a group, however small.
+    """
     batch: list[T] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
         size += weigh(piece)
-        if size >= nbytes or len(batch) >= _MOST_PIECES:
+        if size >= nbytes or len(batch) == most:
             yield batch
             batch, size = [], 0
     if batch:

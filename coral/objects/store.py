@@ -174,15 +174,20 @@ class ChunkStore:
 
     def chunk_ids(self, record: TensorRecord) -> list[ChunkId]:
         """The ids of a tensor's chunks, in order; none for one that stands inline in the manifest."""
-        kind, _, text = record.content.partition(":")
+        if record.content.startswith("hex:"):
+            return []
+        found = self.chunks_in(record.content)
+        if len(found) != chunk_count(record.dtype, record.shape):
+            raise CorruptionError(f"the tensor {record.name} of shape {list(record.shape)} lists {len(found)} chunks")
+        return found
+
+    def chunks_in(self, content: ContentRef) -> list[ChunkId]:
+        """The ids of the chunks that a reference names, whatever the tensor is. Raises CorruptionError."""
+        kind, _, text = content.partition(":")
         if kind == "hex":
             return []
         ident = ChunkId(bytes.fromhex(text))
-        count = chunk_count(record.dtype, record.shape)
-        data = ident if kind == "b3" else self._read_list(ident)
-        if len(data) != count * ID_BYTES:
-            found = len(data) // ID_BYTES
-            raise CorruptionError(f"the tensor {record.name} of shape {list(record.shape)} lists {found} chunks")
+        data = ident if kind == "b3" else self.read_list(ident)
         return [ChunkId(data[at : at + ID_BYTES]) for at in range(0, len(data), ID_BYTES)]
 
     def read_into(self, record: TensorRecord, out: memoryview) -> None:
@@ -262,7 +267,9 @@ class ChunkStore:
             bases.append(base)
         return bases
 
-    def _read_list(self, ident: ChunkId) -> bytes:
+    def read_list(self, ident: ChunkId) -> bytes:
+        """The ids that a chunk list names, one after the other. Raises CorruptionError."""
+
         def copy(entry: Entry, payload: memoryview) -> bytes:
             data = bytes(payload)
             if len(data) % ID_BYTES or list_id(data) != ident:

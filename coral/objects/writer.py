@@ -12,7 +12,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from coral.errors import CorruptionError, StorageError, UnsupportedValueError
 from coral.format import codecs
@@ -246,13 +246,17 @@ class StoreWriter(TensorHasher):
         Raises:
             StorageError: the disk refused; nothing of it counts.
         """
+        with self._holding:
+            return self._publish()
+
+    def _publish(self) -> int:
+        """Make what was written so far durable and visible; what comes next goes into a pack of its own."""
         pack, self._pack = self._pack, None
         entries, self._entries = self._entries, {}
-        with self._holding:
-            if pack is None:
-                return 0
-            publish_pack(self._store, pack, entries)
-            return pack.size
+        if pack is None:
+            return 0
+        publish_pack(self._store, pack, entries)
+        return pack.size
 
     def discard(self) -> None:
         """Throw away what was not sealed; harmless afterwards."""
@@ -262,7 +266,7 @@ class StoreWriter(TensorHasher):
             pack.discard()
         self._holding.close()
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
