@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coral.git import enclosing
-from coral.git.enclosing import CodeState, code_state, common_dir, exclude_file, find_git, identity
+from coral.git.enclosing import CodeState, code_state, common_dir, exclude_file, find_git, identity, is_linked
 
 _ROOT = Path(enclosing.__file__).parents[2]
 
@@ -106,6 +106,7 @@ def test_worktree(code: Path, tmp_path: Path) -> None:
     assert find_git(tree) == tree / ".git"
     assert common_dir(tree) == common_dir(code) == code / ".git"
     assert exclude_file(tree) == code / ".git/info/exclude"
+    assert is_linked(tree) and is_linked(tree / "sub") and not is_linked(code) and not is_linked(tmp_path)
     (tree / "train.py").write_text("changed")
     assert code_state(tree) == CodeState(_git(code, "rev-parse", "HEAD"), "wt", True)
     state = code_state(code)

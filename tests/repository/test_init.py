@@ -8,7 +8,7 @@ import pytest
 
 from coral import Repository
 from coral.errors import CorruptionError, RepositoryNotFoundError, StorageError, VersionError
-from tests.repository.helpers import at_once, commit, git, read, run, tree, weights
+from tests.repository.helpers import at_once, commit, git, raw, read, run, tree, weights
 
 
 @pytest.fixture
@@ -181,6 +181,18 @@ def test_a_repository_made_in_a_linked_worktree_outlives_it(code: Path, tmp_path
     made = commit(Repository(linked, init=True), 1)
     git(code, "worktree", "remove", "--force", str(linked))
     assert Repository(code).resolve("HEAD") == made.commit_hash
+
+
+def test_worktrees_of_a_bare_repository_share_one_that_outlives_them(code: Path, tmp_path: Path) -> None:
+    """There is no main worktree to lie beside: the weights lie in git's own folder, not where git removes them."""
+    bare, one, two = tmp_path / "bare.git", tmp_path / "one", tmp_path / "two"
+    git(code, "clone", "-q", "--bare", str(code), str(bare))
+    git(bare, "worktree", "add", "-q", str(one), "main")
+    git(bare, "worktree", "add", "-q", "-b", "side", str(two))
+    made = commit(Repository(one, init=True), 1)
+    assert Repository(two).resolve("HEAD") == Repository.discover(two).resolve("HEAD") == made.commit_hash
+    git(bare, "worktree", "remove", str(one))
+    assert read(Repository(two, init=True)) == raw(weights(1))
 
 
 def test_discover_looks_upwards(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
