@@ -1,0 +1,72 @@
+"""Where git keeps what belongs to the repository around a folder, by git's own answer.
+
+Unlike :mod:`coral.git.enclosing` this is for commands that change something there: what cannot be said is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from coral.errors import GitCommandError, NotFoundError, UsageError
+from coral.git.command import run
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder in a worktree of git's.
+
+    Attributes:
+        folder: the folder itself.
+        top: the worktree that it is in.
+        common: the git folder that all worktrees of the repository share.
+        hooks: where git looks for hooks, whether or not it exists.
+        attributes: ``info/attributes``, which need not exist.
+    """
+
+    folder: Path
+    top: Path
+    common: Path
+    hooks: Path
+    attributes: Path
+
+    @property
+    def owns_hooks(self) -> bool:
+        """Whether no other repository uses the same hooks."""
+        return any(self.hooks.is_relative_to(own) for own in (self.common, self.top))
+
+
+def find_place(folder: Path) -> Place:
+    """The worktree of git's that a folder is in.
+
+    Raises:
+        NotFoundError: there is none.
+        UsageError: the folder is in a bare repository, or in a ``.git``.
+        GitCommandError: git is absent, or refuses.
+    """
+    folder = folder.resolve()
+    bare, inside = (_ask(folder, question) == "true" for question in ("--is-bare-repository", "--is-inside-work-tree"))
+    if not inside:
+        what = "in a bare repository" if bare else "in git's own folder"
+        raise UsageError(
+            f"{folder} is {what}, where git checks no files out",
+            hint="go to a folder whose files git checks out, or see 'coral install --global'",
+        )
+    top = Path(_ask(folder, "--show-toplevel"))
+    common, hooks, attributes = (
+        Path(os.path.normpath(top / _ask(top, *question)))
+        for question in (("--git-common-dir",), ("--git-path", "hooks"), ("--git-path", "info/attributes"))
+    )
+    return Place(folder, top, common, hooks, attributes)
+
+
+def _ask(folder: Path, *question: str) -> str:
+    # Not quiet: the quiet options would hide where the user's hooks are. rev-parse runs no program.
+    try:
+        answer = run(folder, ["rev-parse", *question], quiet=False)
+    except GitCommandError as error:
+        if "not a git repository" in error.message:
+            raise NotFoundError(f"{folder} is in no git repository", hint="make one with 'git init'") from None
+        raise
+    return os.fsdecode(answer).removesuffix("\n")
