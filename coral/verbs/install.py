@@ -1,0 +1,219 @@
+"""Putting coral into the user's git repository, and taking it out again: its folder, its hook, git's settings.
+
+The hook comes before the settings: what git stores through coral's filter must never be pushed without its tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from coral.errors import AlreadyExistsError, ConflictError, NotFoundError, RepositoryNotFoundError, StorageError
+from coral.git import settings
+from coral.git.hooks import BEFORE, HOOK, MODE, knows_its_name, script, state_of
+from coral.git.place import Place
+from coral.storage.folder import Folder
+from coral.storage.locks import file_lock
+from coral.verbs import layout
+
+HookChange = Literal["unchanged", "written", "removed", "restored", "edited", "foreign"]
+"""What became of the hook; ``edited`` and ``foreign`` ones were left as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What :func:`install` did.
+
+    Attributes:
+        coral_dir: the folder of coral's repository.
+        created: whether it was made.
+        settings: the keys of git's configuration that changed.
+        overwritten: what ``force`` overwrote, as ``key = value``.
+        hook: the hook, and what became of it.
+        before: the user's hook, which runs first; None for none.
+        renamed: whether that hook asks for its own name, which has changed.
+    """
+
+    coral_dir: Path
+    created: bool
+    settings: tuple[str, ...]
+    overwritten: tuple[str, ...]
+    hook: Path
+    change: HookChange
+    before: Path | None
+    renamed: bool
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything did."""
+        return self.created or bool(self.settings) or self.change == "written"
+
+
+@dataclass(frozen=True, slots=True)
+class Uninstalled:
+    """What :func:`uninstall` did: the keys it removed, the hook, and what became of that."""
+
+    settings: tuple[str, ...]
+    hook: Path
+    change: HookChange
+
+
+def install(place: Place, program: Sequence[str], *, force: bool = False, configure: bool = True) -> Installed:
+    """Set coral up in a repository; doing it again changes nothing, or brings paths up to date.
+
+    Args:
+        program: the words that start coral.
+        force: overwrite settings of the user's.
+        configure: False leaves git's settings alone.
+
+    Raises:
+        ConflictError: the user has other settings, or hooks are switched off; nothing was changed.
+    """
+    if configure and not force:
+        settings.check(place.top, program, "local")
+    _check_hooks(place)
+    created = _coral_dir(place) is None
+    coral_dir = layout.create(place.top).root
+    with alone(place):
+        taken = settings.conflicts(place.top, program, "local") if configure else []
+        hook, change = _put_in(place, program)
+        changed = settings.install(place.top, program, "local", force=force) if configure else []
+    before = hook.with_name(BEFORE)
+    there = os.path.lexists(before)
+    return Installed(
+        coral_dir=coral_dir,
+        created=created,
+        settings=tuple(changed),
+        overwritten=tuple(taken),
+        hook=hook,
+        change=change,
+        before=before if there else None,
+        renamed=there and knows_its_name(_bytes(Folder(before.parent), BEFORE)),
+    )
+
+
+def is_configured(place: Place) -> bool:
+    """Whether git's settings, of whatever scope, name a program of coral's that is there."""
+    program = settings.installed_program(place.top)
+    return program is not None and os.path.exists(program[0])
+
+
+def is_installed(place: Place) -> bool:
+    """Whether git runs coral here: settings, hook and coral's own repository are there."""
+    states = _states(Folder(place.hooks)).values()
+    return is_configured(place) and _coral_dir(place) is not None and any(state != "foreign" for state in states)
+
+
+def uninstall(place: Place) -> Uninstalled:
+    """Take out what :func:`install` put in; the weights stay. Doing it again changes nothing."""
+    with alone(place):
+        removed = settings.uninstall(place.top, "local")
+        hook, change = _take_out(place)
+    return Uninstalled(tuple(removed), hook, change)
+
+
+@contextlib.contextmanager
+def alone(place: Place) -> Iterator[None]:
+    """Keep other processes of coral from changing git's files of this repository, where coral has a place to say so."""
+    coral_dir = _coral_dir(place)
+    with file_lock(coral_dir / "locks" / "git") if coral_dir is not None else contextlib.nullcontext():
+        yield
+
+
+def _coral_dir(place: Place) -> Path | None:
+    try:
+        return layout.open_folder(place.top).root
+    except RepositoryNotFoundError:
+        return None
+
+
+# -- the hook
+
+
+def _check_hooks(place: Place) -> None:
+    if place.hooks.exists() and not place.hooks.is_dir():
+        raise ConflictError(
+            f"core.hooksPath is {place.hooks}, so that git runs no hooks, and would push without any tensors",
+            hint="unset it with 'git config --unset core.hooksPath', or 'coral install --global' sets up no hook",
+        )
+
+
+def _put_in(place: Place, program: Sequence[str]) -> tuple[Path, HookChange]:
+    hooks, data = Folder(place.hooks), script(program)
+    states = _states(hooks)
+    name = _corals(states) or HOOK
+    path = hooks.path(name)
+    if states.get(name) == "edited":
+        return path, "edited"
+    if states.get(name) == "coral" and hooks.read(name) == data and os.access(path, os.X_OK):
+        return path, "unchanged"
+    if states.get(name) == "foreign":
+        _put_aside(hooks, name)
+    hooks.write(name, data, mode=MODE)
+    return path, "written"
+
+
+def _put_aside(hooks: Folder, name: str) -> None:
+    """Give the user's hook its second name; it keeps the first until coral's takes that, so that git always has one."""
+    try:
+        hooks.link(name, BEFORE)
+    except AlreadyExistsError:
+        if not os.path.samestat(
+            hooks.path(name).lstat(), hooks.path(BEFORE).lstat()
+        ):  # not our own, of a killed install
+            raise ConflictError(
+                f"there are two hooks to keep: {hooks.path(name)} and {BEFORE}",
+                hint=f"make one of the two, call it {name}, and install again",
+            ) from None
+    except StorageError:  # a file system without links
+        hooks.move(name, BEFORE)
+
+
+def _take_out(place: Place) -> tuple[Path, HookChange]:
+    hooks = Folder(place.hooks)
+    states = _states(hooks)
+    name = _corals(states) or HOOK
+    path, kept = hooks.path(name), os.path.lexists(hooks.path(BEFORE))
+    if states.get(name) == "edited":
+        return path, "edited"
+    if states.get(name) == "foreign":
+        if kept and os.path.samestat(path.lstat(), hooks.path(BEFORE).lstat()):
+            hooks.remove(BEFORE)
+            return path, "unchanged"
+        return path, "foreign" if kept else "unchanged"
+    if kept:
+        hooks.move(BEFORE, name)
+        return path, "restored"
+    if name not in states:
+        return path, "unchanged"
+    hooks.remove(name)
+    return path, "removed"
+
+
+def _states(hooks: Folder) -> dict[str, str]:
+    """Whose each pre-push hook is. Other tools give coral's hook names of their own, and call it from theirs."""
+    return {name: state_of(_bytes(hooks, name)) for name in _names(hooks) if name.startswith(HOOK)}
+
+
+def _corals(states: dict[str, str]) -> str | None:
+    names = [name for name, state in states.items() if state != "foreign"]
+    return HOOK if HOOK in names else min(names, default=None)
+
+
+def _names(hooks: Folder) -> list[str]:
+    try:
+        return hooks.names()
+    except StorageError:  # not a folder
+        return []
+
+
+def _bytes(hooks: Folder, name: str) -> bytes:
+    """A hook's bytes; none for one that leads nowhere, or is not for us to read."""
+    try:
+        return hooks.read(name)
+    except (NotFoundError, StorageError):
+        return b""
