@@ -29,7 +29,7 @@ test: $(STAMP)
 clean:
 	rm -rf $(VENV) coral/format/codecs/_kernel.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py coral/format/codecs/kernel.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard coral/format/codecs/*.[ch])
 	@started=$$(date +%s); \
 	if [ ! -x $(BIN)/pip ]; then \
 		python=; \

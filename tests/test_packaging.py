@@ -28,18 +28,24 @@ def hook() -> ModuleType:
     return module
 
 
+def sources(hook: ModuleType) -> list[Path]:
+    """The kernel's source, and what it includes."""
+    return [file for file in (ROOT / hook.FOLDER).iterdir() if file.suffix in {".c", ".h"}]
+
+
 @pytest.fixture
 def source(tmp_path: Path, hook: ModuleType) -> Path:
     """A source tree in which a library was built before."""
     (tmp_path / hook.FOLDER).mkdir(parents=True)
-    shutil.copy(ROOT / hook.SOURCE, tmp_path / hook.SOURCE)
+    for file in sources(hook):
+        shutil.copy(file, tmp_path / hook.FOLDER)
     (tmp_path / hook.LIBRARY).write_bytes(b"an old one")
     return tmp_path
 
 
 def built(source: Path, hook: ModuleType) -> list[str]:
     """What lies beside the kernel's source."""
-    return sorted(path.name for path in (source / hook.FOLDER).iterdir() if path.name != hook.SOURCE.name)
+    return sorted(path.name for path in (source / hook.FOLDER).iterdir() if path.suffix not in {".c", ".h"})
 
 
 def test_a_library_that_is_there_is_used() -> None:

@@ -1,9 +1,10 @@
-"""The kernel's Huffman encoder writes frames that any zstd decoder reads, and nothing outside of them."""
+"""The kernel writes frames that any zstd decoder reads, reads just what zstd does, and touches nothing else."""
 
 from __future__ import annotations
 
 import ctypes
 import random
+import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral.format.codecs import streams
-from coral.format.codecs.kernel import LIBRARY, kernel
+from coral.format.codecs.kernel import LIBRARY, PLAIN, REPEATING, SKEWED, kernel
 
 if TYPE_CHECKING:
     from coral.format.codecs.kernel import Bytes
@@ -36,6 +37,28 @@ seeds = st.integers(0, 1 << 32)
 encode = ctypes.CDLL(str(LIBRARY)).coral_huffman
 encode.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t]
 encode.restype = ctypes.c_size_t
+
+
+decode = ctypes.CDLL(str(LIBRARY)).coral_unhuffman
+decode.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t]
+
+
+def read(frame: bytes, length: int) -> bytes | None:
+    """What the kernel reads, None where it leaves that to zstd; no other memory is written to."""
+    memory = np.full(length + 2 * MARGIN, 0xA5, np.uint8)
+    kept = np.frombuffer(frame, np.uint8).copy()
+    is_read = decode(kept.ctypes.data, kept.size, memory.ctypes.data + MARGIN, length)
+    assert (memory[:MARGIN] == 0xA5).all() and (memory[MARGIN + length :] == 0xA5).all()
+    return memory[MARGIN : MARGIN + length].tobytes() if is_read else None
+
+
+def read_by_zstd(frame: bytes, length: int) -> bytes | None:
+    """What zstd reads, None where it refuses."""
+    try:
+        found = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError:
+        return None
+    return found if len(found) == length else None
 
 
 def sample(kind: str, length: int, seed: int) -> Bytes:
@@ -74,6 +97,7 @@ def frame_of(data: Bytes, room: int | None = None) -> bytes:
         assert length < min(data.size, room)
         assert zstandard.frame_content_size(frame) == data.size
         assert zstandard.ZstdDecompressor().decompress(frame) == data.tobytes()
+        assert read(frame, data.size) == data.tobytes()
         # Not in one go, nor with all of it at hand.
         parts = zstandard.ZstdDecompressor().decompressobj()
         assert b"".join(parts.decompress(frame[at : at + 999]) for at in range(0, length, 999)) == data.tobytes()
@@ -155,10 +179,9 @@ def test_ratio(kind: str, length: int) -> None:
     """A frame is never larger than zstd's own by more than a hundredth, nor than the entropy by more than a tenth."""
     for seed in range(12):
         data = sample(kind, length, seed)
-        frame = kernel.compress(data)
-        own = length if frame is None else len(frame)
-        assert own <= 1.01 * min(length, len(streams.scratch.huffman.compress(data.data))) or frame is None
-        assert frame is None or len(frame) < 1.1 * entropy(data) * length + 150 or entropy(data) < 0.25
+        frame = frame_of(data)
+        assert len(frame) <= 1.01 * min(length, len(streams.compress(data, matching=False)))
+        assert len(frame) < 1.1 * entropy(data) * length + 150 or entropy(data) < 0.25
 
 
 def test_blocks_of_each_kind() -> None:
@@ -176,21 +199,39 @@ def test_blocks_of_each_kind() -> None:
 def test_what_is_left_to_zstd() -> None:
     """Noise, few bytes, and those that repeat: what other ways are better at."""
     rng = np.random.default_rng(0)
-    assert kernel.compress(sample("noise", 262_144, 0)) is None
-    assert kernel.compress(np.zeros(LEAST - 1, np.uint8)) is None
+    assert not frame_of(sample("noise", 262_144, 0))
+    assert not frame_of(np.zeros(LEAST - 1, np.uint8))
     rare = (rng.random(262_144) < 0.02).astype(np.uint8)
-    assert kernel.compress(rare) is None
-    assert streams.compress(rare).stored_length < rare.size // 16
-    assert kernel.compress(np.repeat(np.arange(64, dtype=np.uint8), 1000)) is None
+    assert not frame_of(rare)
+    assert len(payload_of(rare)) < rare.size // 16
+    assert not frame_of(np.repeat(np.arange(64, dtype=np.uint8), 1000))
+
+
+def payload_of(*parts: Bytes, way: int = SKEWED) -> bytes:
+    """The payload of some streams."""
+    starts = np.cumsum([0, *map(len, parts)])[:-1].tolist()
+    rows = [(start, part.size, way, 0) for start, part in zip(starts, parts, strict=True)]
+    return bytes(streams.pack(b"", np.concatenate(parts), np.array(rows, np.uint64)))
 
 
 def test_streams_use_it() -> None:
-    """A stream's frame is the kernel's, and is read back as any other."""
-    data = sample("normal", 100_001, 4)
-    stream = streams.compress(data)
-    assert stream.frame is not None and stream.frame == kernel.compress(data)
-    (back,) = streams.unpack(streams.pack(b"", [stream]), [data.size])
-    assert back.tobytes() == data.tobytes()
+    """A stream's frame is the kernel's, wherever it stands among others, and is read back as any other."""
+    parts = [sample(kind, length, 4) for kind, length in (("noise", 5000), ("normal", 100_001), ("same", 700))]
+    parts += [(np.random.default_rng(0).random(70_000) < 0.02).astype(np.uint8), np.empty(0, np.uint8), parts[1]]
+    payload = payload_of(*parts)
+    assert payload.count(frame_of(parts[1])) == 2
+    found = streams.unpack(memoryview(payload), np.array([part.size for part in parts], np.uint64))
+    for number, part in enumerate(parts):
+        assert found.get(number).tobytes() == part.tobytes()
+
+
+def test_what_repeats() -> None:
+    """Repetitions are looked for where that is asked for."""
+    part = np.tile(np.random.default_rng(0).integers(0, 256, 1000, np.uint8), 50)
+    assert len(payload_of(part)) > 40_000 > 30 * len(payload_of(part, way=REPEATING))
+    assert payload_of(part, way=PLAIN) == struct.pack("<I", part.size) + part.tobytes()
+    same = np.full(5000, 3, np.uint8)
+    assert payload_of(same, way=REPEATING) == payload_of(same)
 
 
 def test_threads_do_not_share_room() -> None:
@@ -201,7 +242,8 @@ def test_threads_do_not_share_room() -> None:
         try:
             data = sample("normal", 262_144, seed)
             for _ in range(50):
-                assert zstandard.ZstdDecompressor().decompress(kernel.compress(data) or b"") == data.tobytes()
+                (found,) = [streams.unpack(memoryview(payload_of(data)), np.array([data.size], np.uint64))]
+                assert found.get(0).tobytes() == data.tobytes()
         except BaseException as error:
             failures.append(error)
 
@@ -211,3 +253,57 @@ def test_threads_do_not_share_room() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+# -- reading
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> tuple[bytes, int]:
+    """A frame of the kernel's own that was changed here and there, most of the time where it hurts, and its length."""
+    data = sample(draw(kinds), draw(st.sampled_from([256, 300, 1500, 9000, 70_000])), draw(seeds))
+    frame = bytearray(frame_of(data))
+    for _ in range(draw(st.integers(1, 4))):
+        near = draw(st.sampled_from([12, 100, len(frame)]))
+        if frame and draw(st.booleans()):
+            frame[draw(st.integers(0, min(near, len(frame)) - 1))] = draw(st.integers(0, 255))
+        elif frame:
+            frame[draw(st.integers(0, min(near, len(frame)) - 1))] ^= 1 << draw(st.integers(0, 7))
+    return bytes(frame[: draw(st.sampled_from([len(frame)] * 3 + [draw(st.integers(0, len(frame)))]))]), data.size
+
+
+@given(damaged())
+@settings(max_examples=1500)
+def test_damaged_frames_are_read_as_zstd_reads_them(case: tuple[bytes, int]) -> None:
+    """What the kernel reads is what zstd reads, and what zstd refuses the kernel refuses."""
+    frame, length = case
+    found = read(frame, length)
+    assert found is None or found == read_by_zstd(frame, length)
+
+
+@given(st.binary(max_size=200), st.integers(0, 1000))
+def test_rubbish_is_refused(data: bytes, length: int) -> None:
+    """Also where it begins as a frame does."""
+    for head in (b"", struct.pack("<IBH", 0xFD2FB528, 0x60, max(0, length - 256))):
+        found = read(head + data, length)
+        assert found is None or found == read_by_zstd(head + data, length)
+
+
+@given(kinds, st.sampled_from([255, 256, 2000, 70_000]), seeds, st.integers(-9, 9))
+def test_frames_of_zstd_itself(kind: str, length: int, seed: int, level: int) -> None:
+    """They are read as they are, or left to zstd; so are those of another length, and with more bytes behind them."""
+    data = sample(kind, length, seed).tobytes()
+    frame = zstandard.ZstdCompressor(level=level).compress(data)
+    assert read(frame, length) in (None, data)
+    assert read(frame, length + 1) is None and read(frame, length - 1) is None
+    own = frame_of(np.frombuffer(data, np.uint8))
+    for more in (b"\0", own or frame):
+        assert read(frame + more, length) is None
+        assert not own or read(own + more, length) is None
+
+
+def test_every_cut_is_refused() -> None:
+    """A frame without its last bytes, however many, is none."""
+    frame = frame_of(sample("normal", 3000, 2))
+    assert frame
+    assert not any(read(frame[:length], 3000) for length in range(len(frame)))

@@ -1,8 +1,8 @@
-"""The C kernel and the numpy one do the same to every byte, so that what one of them wrote the other one reads."""
+"""What the C kernel or the numpy one writes both of them read, to the last byte, and touch no other memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coral.format.codecs.kernel import NumpyKernel, kernel, upper_byte
+from coral.format.codecs.kernel import LENGTH, PLAIN, SIZE, SKEWED, START, WAY, NumpyKernel, Streams, kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from coral.format.codecs.kernel import Bytes, Elements, Tally
+    from coral.format.codecs.kernel import Bytes, Elements, Groups
 
 if not kernel.is_native:
     pytest.skip("NOT TESTED: the C kernel was not built", allow_module_level=True)
@@ -78,13 +78,21 @@ def both(run: Callable[[NumpyKernel], list[Bytes]]) -> list[Bytes]:
     return native
 
 
-def planes_of(loops: NumpyKernel, raw: Elements, base: Elements | None) -> Bytes:
-    """The planes of elements, with a margin that must stay as it was."""
-    place, whole = guarded(raw.nbytes, 1)
-    planes = place.reshape(raw.itemsize, raw.size)
-    loops.split(raw, base, planes)
-    assert is_untouched(place, whole)
-    return planes
+def read_all(loops: NumpyKernel, payload: Bytes, lengths: list[int]) -> Streams:
+    """The streams of a payload of plain ones."""
+    room = np.empty(sum(lengths), np.uint8)
+    found = Streams(payload, room, np.full(len(lengths), 1 << 60, np.uint64), np.array(lengths, np.uint64))
+    starts = np.cumsum([4 * len(lengths), *lengths])[:-1]
+    if loops.unpack(found, 0) == 0:  # numpy's leaves that to zstd
+        found.places[:] = starts
+    assert found.places.tolist() == starts.tolist()
+    return found
+
+
+def payload_of(planes: Sequence[Bytes]) -> Bytes:
+    """A payload that holds them as they are."""
+    sizes = np.array([plane.size for plane in planes], "<u4").view(np.uint8)
+    return np.concatenate([sizes, *planes])
 
 
 @given(items, lengths, kinds, seeds, offsets, st.booleans())
@@ -92,116 +100,122 @@ def test_split_and_join(item: int, length: int, kind: str, seed: int, offset: in
     """Splitting gives the same planes, and joining undoes it, with no base, a base, and one that it overwrites."""
     raw, other = pair(kind, item, length, seed, offset)
     base = other if has_base else None
-    (planes,) = both(lambda loops: [planes_of(loops, raw, base)])
-    planes = planes.reshape(item, length)
+    plain = np.empty((item, length), np.uint8)
+    KERNELS[1].split(raw, base, plain)
+    payload = payload_of(list(plain))
+    # The first ones are put where they are to stay, those behind another one are copied there.
+    for ways in ([PLAIN] * item, [SKEWED] + [PLAIN] * (item - 1)):
+        rows = np.zeros((item, 4), np.uint64)
+        rows[:, WAY] = ways
+        place, whole = guarded(raw.nbytes, offset)
+        data, memory = guarded(raw.nbytes, 1)
+        if (done := kernel.pack_planes(raw, base, data, rows, place)) == item and not (rows[:, SIZE] >> 31).any():
+            assert place.tobytes() == payload[4 * item :].tobytes()
+        assert done in (0, item) and is_untouched(place, whole) and is_untouched(data, memory)
 
     def join(loops: NumpyKernel) -> list[Bytes]:
         out, alias = elements(raw * 0, item, offset + 1), elements(other, item, offset + 5)
-        rows = [elements(plane, 1, number + offset) for number, plane in enumerate(planes)]
-        loops.join(rows, base, out)
-        loops.join(rows, alias if has_base else None, alias)
+        streams = read_all(loops, payload, [length] * item)
+        loops.join(streams, base, out)
+        loops.join(streams, alias if has_base else None, alias)
         return [out.view(np.uint8), alias.view(np.uint8)]
 
     for joined in both(join):
         assert joined.tobytes() == raw.tobytes()
 
 
+@given(items, lengths, kinds, seeds, st.booleans())
+def test_surveys_tell_the_entropy(item: int, length: int, kind: str, seed: int, has_base: bool) -> None:
+    """What the planes of two samples are judged to take is their entropy, and up to 150 bytes more."""
+    raw, other = pair(kind, item, length, seed, 0)
+    base = other if has_base else None
+    size = length // 2
+    sizes = kernel.survey(raw, base, size)
+    assert sizes is not None and len(sizes) == item
+    planes = np.empty((item, length), np.uint8)
+    KERNELS[1].split(raw, base, planes)
+    middle = length // 2
+    for judged, plane in zip(sizes, planes, strict=True):
+        sample = np.concatenate([plane[:size], plane[middle : middle + size]])
+        shares = np.unique(sample, return_counts=True)[1] / max(1, sample.size)
+        least = -(shares * np.log2(shares)).sum() / 8 * sample.size
+        assert min(sample.size, least - 1) <= judged <= min(sample.size, least + 150)
+
+
 @given(items, lengths, kinds, seeds, offsets)
-def test_group_and_ungroup(item: int, length: int, kind: str, seed: int, offset: int) -> None:
-    """Counting and sorting by key agree to the last element, and ungrouping undoes it in place of the base."""
-    raw, base = pair(kind, item, length, seed, offset)
-
-    def group(loops: NumpyKernel) -> list[Bytes]:
-        tally = loops.tally(base)
-        planes = np.full((item, length), 0xEE, np.uint8)
-        loops.group(raw, base, tally, planes)
-        return [tally.view(np.uint8), planes]
-
-    counted, planes = both(group)
-    tally: Tally = counted.view(np.uint32)
-    assert tally.shape == (4, 256) and tally.sum() == length
-
-    def ungroup(loops: NumpyKernel) -> list[Bytes]:
-        out = elements(base, item, offset + 1)
-        parts = [elements(plane, 1, number) for number, plane in enumerate(planes)]
-        loops.ungroup(parts, out, tally, out)
-        apart = elements(np.zeros_like(base), item, offset + 2)
-        loops.ungroup(parts, elements(base, item, offset), tally, apart)
-        assert apart.tobytes() == out.tobytes()
-        return [out.view(np.uint8)]
-
-    assert both(ungroup)[0].tobytes() == raw.tobytes()
+def test_keys_are_counted_alike(item: int, length: int, kind: str, seed: int, offset: int) -> None:
+    """The keys of each quarter, and where segments end."""
+    _, base = pair(kind, item, length, seed, offset)
+    tally, _ = both(lambda loops: [part.view(np.uint8) for part in loops.count(base)])
+    assert tally.view(np.uint32).sum() == length
 
 
-@given(items, lengths, kinds, seeds, widths, st.floats(0, 1), st.floats(0, 1), st.integers(0, 3))
+def grouped_by(loops: NumpyKernel, raw: Elements, base: Elements) -> tuple[Groups, Bytes]:
+    """What a kernel makes of differences, and the payload of its streams as they are."""
+    found = loops.group(raw, base, lambda length: np.full(length, 0xEE, np.uint8))
+    starts, sizes = found.rows[:, START].tolist(), found.rows[:, LENGTH].tolist()
+    return found, payload_of([found.data[at : at + size] for at, size in zip(starts, sizes, strict=True)])
+
+
+@given(items, lengths | st.integers(16_000, 70_000), kinds, seeds, offsets)
 @settings(max_examples=200)
-def test_narrow_and_widen(
-    item: int, length: int, kind: str, seed: int, width: int, one: float, two: float, count: int
-) -> None:
-    """Packed codes and what escapes them agree for any stretch of the planes, and widening undoes it."""
-    raw, base = pair(kind, item, length, seed, 0)
-    planes = planes_of(kernel, raw, base)
-    start, stop = sorted((int(one * length), int(two * length)))
-    packed_length = -(-(stop - start) * width // 8)
+def test_group_and_ungroup(item: int, length: int, kind: str, seed: int, offset: int) -> None:
+    """What either kernel groups both of them ungroup, apart from the base and in place of it."""
+    raw, base = pair(kind, item, length, seed, offset)
+    for writer in KERNELS:
+        found, payload = grouped_by(writer, raw, base)
 
-    def narrow(loops: NumpyKernel) -> list[Bytes]:
-        packed, memory = guarded(packed_length, 3)
-        escaped = np.full((item, length + count), 0xEE, np.uint8)
-        after = loops.narrow(planes, start, stop, width, packed, escaped, count)
-        assert is_untouched(packed, memory)
-        return [packed, escaped, np.array([after]).view(np.uint8)]
+        def ungroup(loops: NumpyKernel, found: Groups = found, payload: Bytes = payload) -> list[Bytes]:
+            keys, streams = loops.count(base), read_all(loops, payload, found.rows[:, LENGTH].tolist())
+            out, apart = elements(base, item, offset + 1), elements(np.zeros_like(base), item, offset + 2)
+            for target, before in ((out, out), (apart, base)):
+                place, whole = guarded(2 * raw.nbytes, offset)
+                assert loops.ungroup(streams, found.modes, found.escaped, keys, before, target, place)
+                assert is_untouched(place, whole)
+            return [out.view(np.uint8), apart.view(np.uint8)]
 
-    packed, escaped, after = both(narrow)
-    (total,) = after.view(np.int64).tolist()
-
-    def widen(loops: NumpyKernel) -> list[Bytes]:
-        out = np.full((item, length), 0xEE, np.uint8)
-        found = loops.widen(packed, start, stop, width, np.ascontiguousarray(escaped[:, :total]), count, out)
-        return [out, np.array([found]).view(np.uint8)]
-
-    out, found = both(widen)
-    assert out[:, start:stop].tobytes() == planes[:, start:stop].tobytes()
-    assert (out[:, :start] == 0xEE).all() and (out[:, stop:] == 0xEE).all(), "the neighbours are left alone"
-    assert found.view(np.int64).tolist() == [total]
+        for joined in both(ungroup):
+            assert joined.tobytes() == raw.tobytes()
 
 
-@given(items, lengths, seeds, widths, st.integers(0, 40), st.integers(0, 50))
-def test_widen_of_rubbish(item: int, length: int, seed: int, width: int, held: int, count: int) -> None:
-    """Codes that call for more escaped elements than there are give the same count and bytes, and read nothing else."""
+@given(items, lengths, seeds, widths, st.integers(0, 40))
+def test_rubbish_in_packed_differences(item: int, length: int, seed: int, width: int, escaped: int) -> None:
+    """Codes that call for more escaped elements than there are, or for fewer, are refused; reading stays in bounds."""
     rng = np.random.default_rng(seed)
-    packed = rng.integers(0, 256, -(-length * width // 8), np.uint8)
-    escaped = rng.integers(0, 256, (item, held), np.uint8)
+    _, base = pair("noise", item, min(length, 16_383), seed, 0)
+    packed = rng.integers(0, 256, -(-base.size * width // 8), np.uint8)
+    codes = [int(byte) >> shift & ((1 << width) - 1) for byte in packed for shift in range(0, 8, width)][: base.size]
+    calls = codes.count((1 << width) - 1)
+    modes = bytes([width]) * bool(base.size)
+    for count in {min(escaped, base.size), min(calls, base.size)}:
+        large = rng.integers(0, 256, (item, count), np.uint8)
+        payload = payload_of([packed] * bool(base.size) + list(large))
+        lengths = [packed.size] * bool(base.size) + [count] * item
 
-    def widen(loops: NumpyKernel) -> list[Bytes]:
-        planes = np.full((item, length), 0xEE, np.uint8)
-        found = loops.widen(packed, 0, length, width, escaped, count, planes)
-        return [planes, np.array([found]).view(np.uint8)]
+        def ungroup(
+            loops: NumpyKernel, payload: Bytes = payload, lengths: list[int] = lengths, count: int = count
+        ) -> list[Bytes]:
+            out = np.zeros_like(base)
+            streams, room = read_all(loops, payload, lengths), np.empty(2 * base.nbytes, np.uint8)
+            fits = loops.ungroup(streams, modes, count, loops.count(base), base, out, room)
+            assert fits is (count == calls)
+            return [out.view(np.uint8)] if fits else []
 
-    both(widen)
+        both(ungroup)
 
 
 @pytest.mark.parametrize("item", [1, 2, 4, 8])
-@pytest.mark.parametrize("width", [2, 4])
-def test_every_small_difference(item: int, width: int) -> None:
-    """Just the differences with a code of their own are packed: one fewer than there are codes, around zero."""
-    base = np.arange(100, 164, dtype=f"<u{item}")
-    steps = np.arange(-32, 32).astype(f"<i{item}").view(f"<u{item}")
-    planes = planes_of(kernel, base + steps, base)
-
-    def narrow(loops: NumpyKernel) -> list[Bytes]:
-        escaped = np.zeros((item, 64), np.uint8)
-        count = loops.narrow(planes, 0, 64, width, np.zeros(8 * width, np.uint8), escaped, 0)
-        return [escaped[:, :count]]
-
-    (escaped,) = both(narrow)
-    half = (1 << width) // 2 - 1
-    assert escaped.shape[1] == 64 - (2 * half + 1)
-    for number in range(1, item):
-        assert upper_byte(item, number) == planes[number, 32], "a difference of zero has the bias's own bytes"
-
-
-def test_large_planes_are_the_same() -> None:
-    """A whole chunk, with long runs and rare large differences, beyond every block and counter of the loops."""
-    for item in (1, 2, 4, 8):
-        raw, base = pair("skewed", item, (1 << 20) // item - 1, item, 1)
-        both(lambda loops, raw=raw, base=base: [planes_of(loops, raw, base), loops.tally(base).view(np.uint8)])  # type: ignore[misc]
+@pytest.mark.parametrize("reach", [1, 7])
+def test_small_differences_are_packed(item: int, reach: int) -> None:
+    """Where most elements stay as they are, differences of up to 1 take two bits, up to 7 four; others are kept."""
+    rng = np.random.default_rng(0)
+    base = np.full(1 << 14, 1, f"<u{item}") << np.array(8 * item - 2, f"<u{item}")
+    steps = rng.integers(-reach, reach + 1, base.size) * (rng.random(base.size) < 0.1)
+    steps[[5000, 9000]] = reach + 1  # beyond what a segment is judged by
+    raw = base + steps.astype(f"<i{item}").view(f"<u{item}")
+    found, payload = grouped_by(kernel, raw, base)
+    assert found.modes == bytes([2 if reach == 1 else 4]) and found.escaped == 2
+    keys, out = kernel.count(base), np.zeros_like(base)
+    streams = read_all(kernel, payload, found.rows[:, LENGTH].tolist())
+    assert kernel.ungroup(streams, found.modes, 2, keys, base, out, np.empty(2 * raw.nbytes, np.uint8))
+    assert out.tobytes() == raw.tobytes()

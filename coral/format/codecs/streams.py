@@ -1,8 +1,8 @@
 """Streams of bytes, each raw or as a zstd frame, one after the other behind a table of their stored sizes.
 
 Of zstd only the Huffman stage is used, the idea of ZipNN (Hershcovitch et al., 2024): the bytes of trained numbers are
-skewed but do not repeat. The kernel has such an encoder. Where it was not built or gives up, zstd runs with as little
-match search as it can: negative levels and ``target_length > 0`` would switch Huffman off too.
+skewed but do not repeat. The kernel writes and reads such frames. Where it was not built or leaves it, zstd runs with
+as little match search as it can: negative levels and ``target_length > 0`` would switch Huffman off too.
 
 ::
 
@@ -12,19 +12,18 @@ match search as it can: negative levels and ``target_length > 0`` would switch H
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zstandard
 
 from coral.errors import CorruptionError
-from coral.format.codecs.kernel import kernel
+from coral.format.codecs.kernel import LENGTH, PLAIN, REPEATING, SIZE, START, WAY, Streams, kernel
 
 if TYPE_CHECKING:
-    from coral.format.codecs.kernel import Bytes
+    from coral.format.codecs.kernel import Bytes, Elements, Numbers
 
 _COMPRESSED = 1 << 31
 _HUFFMAN_ONLY = zstandard.ZstdCompressionParameters(
@@ -62,63 +61,95 @@ class Scratch(threading.local):
 scratch = Scratch()
 
 
-class Stream(NamedTuple):
-    """The bytes of a stream, and the zstd frame that is kept in their place, if any."""
+def pack(head: bytes, data: Bytes, rows: Numbers) -> memoryview:
+    """A payload of ``head`` and streams, in this thread's scratch: valid until its next call.
 
-    data: Bytes
-    frame: bytes | None = None
-
-    @property
-    def stored_length(self) -> int:
-        """Bytes that it takes."""
-        return self.data.size if self.frame is None else len(self.frame)
-
-
-def compress(data: Bytes, *, matching: bool = False) -> Stream:
-    """A stream, as a zstd frame where that is smaller; ``matching`` looks for repetitions as well."""
-    if not data.size:
-        return Stream(data)
-    if not matching:
-        coded = kernel.compress(data)
-        if coded is not None:
-            return Stream(data, coded)
-    compressor = scratch.matching if matching else scratch.huffman
-    frame = compressor.compress(data.data)
-    return Stream(data, frame if len(frame) < data.size else None)
+    Args:
+        data: the bytes of all streams.
+        rows: what they are; see ``kernel``.
+    """
+    payload = _begin(head, len(rows), int(rows[:, LENGTH].sum()))
+    place = payload[len(head) + 4 * len(rows) :]
+    return _finish(payload, len(head), data, rows, kernel.pack(data, rows, 0, place))
 
 
-def pack(head: bytes, streams: Sequence[Stream]) -> memoryview:
-    """A payload of ``head`` and the streams, in this thread's scratch: valid until its next call."""
-    sizes = [len(stream.frame) | _COMPRESSED if stream.frame is not None else stream.data.size for stream in streams]
-    start = len(head) + 4 * len(sizes)
-    payload = scratch.take("payload", start + sum(stream.stored_length for stream in streams))
-    payload[:start] = np.frombuffer(head + struct.pack(f"<{len(sizes)}I", *sizes), np.uint8)
-    for stream in streams:
-        stop = start + stream.stored_length
-        payload[start:stop] = stream.data if stream.frame is None else np.frombuffer(stream.frame, np.uint8)
-        start = stop
-    return payload.data
+def pack_planes(head: bytes, raw: Elements, base: Elements | None, ways: Sequence[int]) -> memoryview:
+    """As :func:`pack`; the streams are the planes of elements, or of their differences to a base."""
+    rows = np.zeros((raw.itemsize, SIZE + 1), np.uint64)
+    rows[:, WAY] = ways
+    data = scratch.take("planes", raw.nbytes)
+    payload = _begin(head, len(rows), raw.nbytes)
+    place = payload[len(head) + 4 * len(rows) :]
+    return _finish(payload, len(head), data, rows, kernel.pack_planes(raw, base, data, rows, place))
 
 
-def unpack(payload: memoryview, lengths: Sequence[int]) -> list[Bytes]:
-    """The streams of a payload, given the length of each.
+def _begin(head: bytes, count: int, nbytes: int) -> Bytes:
+    payload = scratch.take("payload", len(head) + 4 * count + nbytes)
+    payload[: len(head)] = np.frombuffer(head, np.uint8)
+    return payload
+
+
+def _finish(payload: Bytes, table: int, data: Bytes, rows: Numbers, number: int) -> memoryview:
+    """Have zstd make what is left to it, and write the table of sizes."""
+    start = table + 4 * len(rows)
+    while number < len(rows):
+        _store(data, rows, number, payload[start:])
+        number = kernel.pack(data, rows, number + 1, payload[start:])
+    sizes = rows[:, SIZE].astype("<u4")
+    payload[table:start] = sizes.view(np.uint8)
+    return payload[: start + int((sizes & ~np.uint32(_COMPRESSED)).sum())].data
+
+
+def _store(data: Bytes, rows: Numbers, number: int, place: Bytes) -> None:
+    """Store one stream behind those before, as a frame where that is smaller."""
+    first, length, way = rows[number, [START, LENGTH, WAY]].tolist()
+    start = int((rows[:number, SIZE] & np.uint64(_COMPRESSED - 1)).sum())
+    stream = data[first : first + length]
+    frame = b"" if way == PLAIN or not length else compress(stream, matching=way == REPEATING)
+    is_smaller = 0 < len(frame) < length
+    stored = np.frombuffer(frame, np.uint8) if is_smaller else stream
+    place[start : start + stored.size] = stored
+    rows[number, SIZE] = stored.size | _COMPRESSED * is_smaller
+
+
+def compress(data: Bytes, *, matching: bool) -> bytes:
+    """zstd's own frame; ``matching`` looks for repetitions as well."""
+    return (scratch.matching if matching else scratch.huffman).compress(data.data)
+
+
+def unpack(payload: memoryview, lengths: Numbers) -> Streams:
+    """The streams of a payload, given the length of each; those that are frames are in this thread's scratch.
 
     Raises:
         CorruptionError: it does not hold exactly these streams.
     """
-    try:
-        sizes = struct.unpack_from(f"<{len(lengths)}I", payload)
-    except struct.error:
-        raise CorruptionError("an encoded chunk is too short") from None
-    start = 4 * len(sizes)
-    if start + sum(size & ~_COMPRESSED for size in sizes) != len(payload):
+    count = lengths.size
+    stored = np.frombuffer(payload, np.uint8)
+    if stored.size < 4 * count:
+        raise CorruptionError("an encoded chunk is too short")
+    sizes = stored[: 4 * count].view("<u4").astype(np.uint64)
+    if 4 * count + int((sizes & np.uint64(_COMPRESSED - 1)).sum()) != stored.size:
         raise CorruptionError("an encoded chunk has a wrong length")
-    streams = []
-    for size, length in zip(sizes, lengths, strict=True):
-        stored = payload[start : start + (size & ~_COMPRESSED)]
-        start += len(stored)
-        streams.append(_decompress(stored, length) if size & _COMPRESSED else _plain(stored, length))
+    if ((sizes < _COMPRESSED) & (sizes != lengths)).any():
+        raise CorruptionError("a raw stream has a wrong size")
+    streams = Streams(stored, scratch.take("streams", int(lengths.sum())), np.empty(count, np.uint64), lengths)
+    number = kernel.unpack(streams, 0)
+    while number < count:
+        _read(streams, sizes, number)
+        number = kernel.unpack(streams, number + 1)
     return streams
+
+
+def _read(streams: Streams, sizes: Numbers, number: int) -> None:
+    """Read one stream, and fill in its place. Raises CorruptionError."""
+    start = 4 * sizes.size + int((sizes[:number] & np.uint64(_COMPRESSED - 1)).sum())
+    size, length = int(sizes[number]), int(streams.lengths[number])
+    streams.places[number] = start
+    if size & _COMPRESSED:
+        place = int(streams.lengths[:number].sum())
+        frame = streams.payload[start : start + size - _COMPRESSED].data
+        streams.room[place : place + length] = _decompress(frame, length)
+        streams.places[number] = streams.payload.size + place
 
 
 def _decompress(frame: memoryview, length: int) -> Bytes:
@@ -132,9 +163,3 @@ def _decompress(frame: memoryview, length: int) -> Bytes:
     if len(data) != length:
         raise CorruptionError("an encoded stream has a wrong size")
     return np.frombuffer(data, np.uint8)
-
-
-def _plain(stored: memoryview, length: int) -> Bytes:
-    if len(stored) != length:
-        raise CorruptionError("a raw stream has a wrong size")
-    return np.frombuffer(stored, np.uint8)
