@@ -127,27 +127,14 @@ class TensorHasher:
         """
         known = parent or Parent()
         taken: list[_Taken] = []
-        pieces = self._changed(sources, taken, known, progress)
-        batches = batched(pieces, lambda piece: len(piece.live), _BATCH_BYTES)
-        self._finish((self._hand_over(self._take_batch, batch) for batch in batches), progress)
+        batches = batched(self._pieces(sources, taken, known), lambda piece: len(piece.live), _BATCH_BYTES)
+        self._finish((self._hand_over(batch) for batch in batches), progress)
         records = []
         for source, marks in taken:
             if marks:
                 known.keep(source, marks)
             records.append(TensorRecord(source.name, source.dtype, source.shape, self._reference(source, marks)))
         return records
-
-    def _changed(
-        self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent, progress: Progress | None
-    ) -> Iterator[_Piece]:
-        """The chunks that this process did not store before; notes all tensors, and the marks of the other chunks."""
-        batches = batched(self._pieces(sources, taken, known), lambda piece: len(piece.live), _BATCH_BYTES)
-        started = (self._hand_over(self._compare, batch) for batch in batches)
-        with contextlib.closing(in_order(started, self._store.threads + 1)) as compared:
-            for changed, unchanged_bytes in compared:
-                if progress is not None and unchanged_bytes:
-                    progress(unchanged_bytes)
-                yield from changed
 
     def _pieces(self, sources: Iterable[TensorSource], taken: list[_Taken], known: Parent) -> Iterator[_Piece]:
         for source in sources:
@@ -162,21 +149,6 @@ class TensorHasher:
             for number, (start, stop) in enumerate(ranges):
                 yield _Piece(marks, number, memoryview(source.read(start, stop)).cast("B"), item, tensor, copy)
 
-    def _compare(self, batch: list[_Piece]) -> tuple[list[_Piece], int]:
-        """The pieces that changed, and the bytes of the others, which keep their marks."""
-        changed, unchanged_bytes = [], 0
-        for piece in batch:
-            before = piece.parent.mark(piece.number)
-            if self._is_unchanged(before, piece.live):
-                piece.marks[piece.number] = before
-                unchanged_bytes += len(piece.live)
-            else:
-                changed.append(piece)
-        return changed, unchanged_bytes
-
-    def _is_unchanged(self, mark: Mark, live: memoryview) -> bool:
-        return bool(mark.fingerprint) and mark.fingerprint == fingerprint(live) and self._has(mark.chunk)
-
     def _finish(self, started: Iterable[Future[int]], progress: Progress | None) -> None:
         # After an error no worker may still be reading the caller's memory or writing into the pack.
         with contextlib.closing(in_order(started, self._store.window)) as finished:
@@ -184,21 +156,43 @@ class TensorHasher:
                 if progress is not None:
                     progress(nbytes)
 
-    def _hand_over(self, job: Callable[[list[_Piece]], T], batch: list[_Piece]) -> Future[T]:
-        """Have a worker do the job; this thread where the pieces are small, and it is all Python anyway."""
+    def _hand_over(self, batch: list[_Piece]) -> Future[int]:
+        """Have a worker take the pieces; this thread where they are small, and it is all Python anyway."""
         worth_it = sum(len(piece.live) for piece in batch) >= _WORTH_A_WORKER
-        return self._store.submit(job, batch) if worth_it else done(job, batch)
+        return self._store.submit(self._take_batch, batch) if worth_it else done(self._take_batch, batch)
 
     def _take_batch(self, batch: list[_Piece]) -> int:
+        may_be_same = True
         for piece in batch:
-            # The caller's memory may change while it is being stored: id, mark and payload are made from one copy.
-            data = self._copies.copy(piece.live)
-            chunk = chunk_id(data)
-            self._take_chunk(chunk, data, piece)
-            piece.marks[piece.number] = Mark(fingerprint(data), chunk)
-            if piece.copy is not None:
-                piece.copy.put(piece.number, chunk, data)
+            may_be_same = self._take(piece, may_be_same)
         return sum(len(piece.live) for piece in batch)
+
+    def _take(self, piece: _Piece, may_be_same: bool) -> bool:
+        """Take in a piece, unless it is unchanged, which is what it returns.
+
+        Args:
+            may_be_same: where it likely changed it is copied at once, so that it need not be looked at twice.
+        """
+        before = piece.parent.mark(piece.number)
+        if may_be_same and before.fingerprint and self._is(before, fingerprint(piece.live)):
+            piece.marks[piece.number] = before
+            return True
+        # The caller's memory may change while it is being stored: id, mark and payload are made from one copy.
+        data = self._copies.copy(piece.live)
+        found = fingerprint(data)
+        if self._is(before, found):
+            piece.marks[piece.number] = before
+            return True
+        chunk = chunk_id(data)
+        self._take_chunk(chunk, data, piece)
+        piece.marks[piece.number] = Mark(found, chunk)
+        if piece.copy is not None:
+            piece.copy.put(piece.number, chunk, data)
+        return False
+
+    def _is(self, before: Mark, found: bytes) -> bool:
+        """Whether bytes of this fingerprint are those that stood there before, and need not be taken again."""
+        return before.fingerprint == found and self._has(before.chunk)
 
     def _has(self, chunk: ChunkId) -> bool:
         """Whether the chunk need not be taken again."""

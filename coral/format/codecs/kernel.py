@@ -40,7 +40,9 @@ PLAIN, SKEWED, REPEATING = 0, 1, 2
 """How a stream may be stored: as it is, in Huffman codes, or after a search for repetitions."""
 START, LENGTH, WAY, SIZE = range(4)
 """The columns of the rows that say what the streams of a payload are: where each lies among the bytes of all, how long
-it is, how it is to be stored; and, once it is, how many bytes it takes, with bit 31 set when it is a zstd frame."""
+it is, how it is to be stored; and, once it is, its size, as the payload says it."""
+COMPRESSED = 1 << 31
+"""Set in the size of a stream that is a zstd frame."""
 PLANES_MODE = 0
 """The mode of a segment whose planes are kept; others are the bits of a packed difference."""
 
@@ -195,8 +197,10 @@ class NumpyKernel:
     def pack(self, data: Bytes, rows: Numbers, first: int, place: Bytes) -> int:
         """Store the streams from ``first`` on behind those before; returns the number of one that is left to zstd.
 
-        That is the number of streams when there is none.
+        That is the number of streams when there is none; else its row's size is where it is to go.
         """
+        if first < len(rows):
+            rows[first, SIZE] = (rows[:first, SIZE] & np.uint64(COMPRESSED - 1)).sum()
         return first
 
     def pack_planes(self, raw: Elements, base: Elements | None, data: Bytes, rows: Numbers, place: Bytes) -> int:

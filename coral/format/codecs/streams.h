@@ -14,8 +14,9 @@ typedef struct {
 static int is_constant(const uint8_t *data, size_t n) { return memcmp(data, data + 1, n - 1) == 0; }
 
 /* Put the streams from `first` on into a payload, in which there is room for all of them as they are; those before are
- * there. Returns the first that is left to zstd, else their number. */
+ * there. Returns the first that is left to zstd, its size being where it is to go, else their number. */
 size_t coral_pack(const uint8_t *data, stream_row_t *rows, size_t first, size_t count, uint8_t *payload) {
+    const uint8_t *start = payload;
     for (size_t i = 0; i < count; i++) {
         stream_row_t *row = &rows[i];
         const uint8_t *from = data + row->start;
@@ -23,6 +24,7 @@ size_t coral_pack(const uint8_t *data, stream_row_t *rows, size_t first, size_t 
             memcpy(payload, from, row->length);
             row->size = row->length;
         } else if (i >= first) {
+            row->size = (uint64_t)(payload - start);
             if (row->way == REPEATING && !is_constant(from, row->length)) return i;
             const size_t size = coral_huffman(from, row->length, payload, row->length);
             if (!size) return i;

@@ -20,12 +20,11 @@ import numpy as np
 import zstandard
 
 from coral.errors import CorruptionError
-from coral.format.codecs.kernel import LENGTH, PLAIN, REPEATING, SIZE, START, WAY, Streams, kernel
+from coral.format.codecs.kernel import COMPRESSED, LENGTH, PLAIN, REPEATING, SIZE, WAY, Streams, kernel
 
 if TYPE_CHECKING:
     from coral.format.codecs.kernel import Bytes, Elements, Numbers
 
-_COMPRESSED = 1 << 31
 _HUFFMAN_ONLY = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST,
     window_log=18,
@@ -97,19 +96,20 @@ def _finish(payload: Bytes, table: int, data: Bytes, rows: Numbers, number: int)
         number = kernel.pack(data, rows, number + 1, payload[start:])
     sizes = rows[:, SIZE].astype("<u4")
     payload[table:start] = sizes.view(np.uint8)
-    return payload[: start + int((sizes & ~np.uint32(_COMPRESSED)).sum())].data
+    return payload[: start + int((sizes & ~np.uint32(COMPRESSED)).sum())].data
 
 
 def _store(data: Bytes, rows: Numbers, number: int, place: Bytes) -> None:
-    """Store one stream behind those before, as a frame where that is smaller."""
-    first, length, way = rows[number, [START, LENGTH, WAY]].tolist()
-    start = int((rows[:number, SIZE] & np.uint64(_COMPRESSED - 1)).sum())
+    """Store one stream where its row says, as a frame where that is smaller."""
+    first, length, way, start = rows[number].tolist()
     stream = data[first : first + length]
     frame = b"" if way == PLAIN or not length else compress(stream, matching=way == REPEATING)
-    is_smaller = 0 < len(frame) < length
-    stored = np.frombuffer(frame, np.uint8) if is_smaller else stream
-    place[start : start + stored.size] = stored
-    rows[number, SIZE] = stored.size | _COMPRESSED * is_smaller
+    if 0 < len(frame) < length:
+        place[start : start + len(frame)] = np.frombuffer(frame, np.uint8)
+        rows[number, SIZE] = len(frame) | COMPRESSED
+    else:
+        place[start : start + length] = stream
+        rows[number, SIZE] = length
 
 
 def compress(data: Bytes, *, matching: bool) -> bytes:
@@ -128,9 +128,9 @@ def unpack(payload: memoryview, lengths: Numbers) -> Streams:
     if stored.size < 4 * count:
         raise CorruptionError("an encoded chunk is too short")
     sizes = stored[: 4 * count].view("<u4").astype(np.uint64)
-    if 4 * count + int((sizes & np.uint64(_COMPRESSED - 1)).sum()) != stored.size:
+    if 4 * count + int((sizes & np.uint64(COMPRESSED - 1)).sum()) != stored.size:
         raise CorruptionError("an encoded chunk has a wrong length")
-    if ((sizes < _COMPRESSED) & (sizes != lengths)).any():
+    if ((sizes < COMPRESSED) & (sizes != lengths)).any():
         raise CorruptionError("a raw stream has a wrong size")
     streams = Streams(stored, scratch.take("streams", int(lengths.sum())), np.empty(count, np.uint64), lengths)
     number = kernel.unpack(streams, 0)
@@ -142,12 +142,12 @@ def unpack(payload: memoryview, lengths: Numbers) -> Streams:
 
 def _read(streams: Streams, sizes: Numbers, number: int) -> None:
     """Read one stream, and fill in its place. Raises CorruptionError."""
-    start = 4 * sizes.size + int((sizes[:number] & np.uint64(_COMPRESSED - 1)).sum())
+    start = 4 * sizes.size + int((sizes[:number] & np.uint64(COMPRESSED - 1)).sum())
     size, length = int(sizes[number]), int(streams.lengths[number])
     streams.places[number] = start
-    if size & _COMPRESSED:
+    if size & COMPRESSED:
         place = int(streams.lengths[:number].sum())
-        frame = streams.payload[start : start + size - _COMPRESSED].data
+        frame = streams.payload[start : start + size - COMPRESSED].data
         streams.room[place : place + length] = _decompress(frame, length)
         streams.places[number] = streams.payload.size + place
 
