@@ -6,9 +6,10 @@ It holds no algorithm: each method names the verbs of the floor below, in order.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
     from coral.verbs.repack import Repacked
+    from coral.verbs.transfer import Transferred
     from coral.verbs.verify import Verified
     from coral.verbs.weights import Weights
 
@@ -687,6 +689,37 @@ class Repository:
         return verify_commit(
             self.history, self._reader, self.store, commit, folder=self.path, read_data=read_data, progress=progress
         )
+
+    # -- share
+
+    def push(self, remote: str | None = None, *, progress: Progress | None = None) -> Transferred:
+        """Send to a remote what it lacks of the chunks of git's HEAD and all before it, and of the tips of the history.
+
+        Args:
+            remote: its name; None takes origin, else the only one.
+
+        Raises:
+            NotFoundError, UsageError: no such remote, or nothing says which of several.
+            CorruptionError: chunks are missing or damaged here; all others were sent.
+            StorageError: the disk refused; the next call goes on from there.
+        """
+        from coral.verbs.reachable import manifests_of_head
+
+        tips = {*self.history.branches().values(), *self.history.tags().values()}
+        head = self.history.head().commit
+        commits = sorted(tips | {head} if head is not None else tips)
+        own = (manifest for commit in commits for manifest in self._reader.at(commit).values())
+        ours = (manifest for _, manifest in manifests_of_head(self.path))
+        return self.send(chain(ours, own), remote, progress=progress)
+
+    def send(
+        self, manifests: Iterable[Manifest], remote: str | None = None, *, progress: Progress | None = None
+    ) -> Transferred:
+        """Send to a remote what it lacks of the chunks of some manifests. Raises as :meth:`push`."""
+        from coral.verbs.remotes import open_remote
+        from coral.verbs.transfer import send
+
+        return send(self.store, open_remote(self.path, self.config, remote), manifests, progress)
 
     # -- move
 

@@ -17,7 +17,7 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyGroup(click.Group):
-    """A group whose command ``name`` is ``command`` in the module ``package.name``.
+    """A group whose command ``name`` is ``command`` in the module ``package.name``, ``-`` written as ``_``.
 
     Args:
         package: where the modules are.

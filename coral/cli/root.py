@@ -53,6 +53,7 @@ SECTIONS = {
     "Inside git": {
         "pull": "Write the models that git checked out as manifests.",
         "remote": "Name the folders that tensors are shared through.",
+        "push": "Send tensors to a remote.",
         "merge": "Settle the conflicts in a model.",
     },
     "Called by git": {
@@ -62,6 +63,9 @@ SECTIONS = {
     },
     "Shell": {
         "completion": "Print a shell's completion script.",
+    },
+    "Called by git": {
+        "git-pre-push": "Send the tensors of what git pushes.",
     },
 }
 
@@ -78,6 +82,7 @@ Exit codes:
 \b
 Environment: CORAL_AUTHOR     who commits ('Name <email>')
              CORAL_RUN        the run that 'coral exp' and 'coral commit' mean
+             CORAL_SKIP_PUSH  let 'git push' send no tensors
              NO_COLOR         no colours
 """
 

@@ -1,0 +1,87 @@
+"""Sending the chunks that manifests need to another store, and fetching them from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError
+from coral.verbs.parts import contents_of
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.objects import ChunkStore
+    from coral.objects.writer import Progress
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """What was copied: so many chunks, and so many bytes of packs."""
+
+    chunks: int
+    nbytes: int
+
+
+def send(
+    source: ChunkStore, target: ChunkStore, manifests: Iterable[Manifest], progress: Progress | None = None
+) -> Transferred:
+    """Copy to ``target``, which may be far, the chunks of these manifests that it lacks, and the bases that they need.
+
+    What is damaged or missing in the source stops nothing else. A call that was interrupted is gone on with by the
+    next one.
+
+    Raises:
+        CorruptionError: chunks are missing in both stores, or damaged in the source; it names the tensors, of which
+            the target has no chunk list. The others were sent.
+        StorageError: the disk refused.
+    """
+    return _copy(source, target, manifests, progress, near=source)
+
+
+def fetch_missing(
+    store: ChunkStore, remote_store: ChunkStore, manifests: Iterable[Manifest], progress: Progress | None = None
+) -> Transferred:
+    """As :meth:`send`, the other way: copy to ``store`` what it lacks of these manifests and ``remote_store`` has."""
+    return _copy(remote_store, store, manifests, progress, near=store)
+
+
+def _copy(
+    source: ChunkStore,
+    target: ChunkStore,
+    manifests: Iterable[Manifest],
+    progress: Progress | None,
+    *,
+    near: ChunkStore,
+) -> Transferred:
+    from coral.objects.copying import ChunkCopier
+
+    seen: set[str] = set()
+    lost: dict[str, str] = {}
+    with ChunkCopier(source, target, near=near) as copier:
+        for record in (record for manifest in manifests for record in contents_of(manifest)):
+            if record.content not in seen:
+                seen.add(record.content)
+                try:
+                    copier.plan.add(record)
+                except CorruptionError as error:
+                    lost[record.name] = error.message
+        copier.copy(progress)
+    if copier.nbytes:
+        target.consolidate()
+        target.folder.sweep_temporary()
+    lost |= copier.lost
+    if lost:
+        raise _damaged(lost)
+    return Transferred(copier.chunks, copier.nbytes)
+
+
+def _damaged(lost: dict[str, str]) -> CorruptionError:
+    names = ", ".join(list(lost)[:_SHOWN])
+    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    return CorruptionError(
+        f"not all could be copied: {names}{more}: {next(iter(lost.values()))}",
+        hint="'coral fsck' tells what is damaged; all else was copied",
+    )
