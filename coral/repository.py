@@ -662,15 +662,21 @@ class Repository:
         self._tidy()
         return done
 
-    def fsck(self, *, read_data: bool = False, progress: Progress | None = None) -> Checked:
+    def fsck(self, *, read_data: bool = False, git: bool = False, progress: Progress | None = None) -> Checked:
         """Check every commit that a branch, a tag or HEAD reaches; nothing is changed.
 
         Args:
             read_data: read and verify every byte, rather than only that every chunk is there.
+            git: check what the git repository around the project reaches as well.
+
+        Raises:
+            NotFoundError: there is no git repository around the project.
+            GitCommandError: git failed.
         """
         from coral.verbs.fsck import Checker
 
-        return Checker(self.history, self._reader, self.store, read_data=read_data, progress=progress).run()
+        checker = Checker(self.history, self._reader, self.store, read_data=read_data, progress=progress)
+        return checker.run(git=self.path if git else None)
 
     def verify(self, ref: str = "HEAD", *, read_data: bool = False, progress: Progress | None = None) -> Verified:
         """Check that a commit is just what somebody signed whom the user trusts, down to the chunks of its tensors.

@@ -60,12 +60,10 @@ SECTIONS = {
         "git-filter": "Turn models into manifests, and back.",
         "git-diff": "Show how far two versions of a model are apart.",
         "git-merge": "Merge two versions of a model.",
+        "git-pre-push": "Send the tensors of what git pushes.",
     },
     "Shell": {
         "completion": "Print a shell's completion script.",
-    },
-    "Called by git": {
-        "git-pre-push": "Send the tensors of what git pushes.",
     },
 }
 

@@ -1,19 +1,24 @@
 """Checking a repository: every commit that can be reached, down to the bytes of its tensors.
 
-Refs lead to commits, commits to manifests, manifests to chunks. What is damaged is named by the commit, part and tensor
-that it hurts. Nothing is changed.
+Refs lead to commits, commits to manifests, manifests to chunks; and the git repository around it leads to manifests
+of its own. What is damaged is named by the commit, part and tensor that it hurts. Nothing is changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral.errors import CoralError
-from coral.format.manifest import Manifest, TensorRecord
+from coral.errors import CoralError, NotFoundError
+from coral.format.manifest import Manifest
+from coral.git.enclosing import find_git
+from coral.ids import chunk_id
+from coral.verbs.reachable import contents_in, is_conflicted, texts_of_git
 
 if TYPE_CHECKING:
+    from coral.format.manifest import TensorRecord
     from coral.history import History
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
@@ -29,12 +34,14 @@ class Damage:
         part: the part, None when the commit itself is damaged.
         tensor: the tensor, None when the manifest is damaged.
         message: what is wrong.
+        in_git: the commit is one of the git repository around the project, or what else holds objects there.
     """
 
     commit: str
     part: str | None
     tensor: str | None
     message: str
+    in_git: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +84,23 @@ class Checker:
         self._progress = progress
         self._commits: set[str] = set()
         self._manifests: set[str] = set()
-        self._contents: set[str] = set()
+        self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
-    def run(self) -> Checked:
-        """Check everything that a branch, a tag or HEAD reaches."""
+    def run(self, *, git: Path | None = None) -> Checked:
+        """Check everything that a branch, a tag or HEAD reaches.
+
+        Args:
+            git: a project; what the git repository around it reaches is checked as well.
+
+        Raises:
+            NotFoundError: there is no git repository.
+            GitCommandError: git failed.
+        """
         damage = [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
-        counts = (len(self._commits), len(self._manifests), len(self._contents))
+        if git is not None:
+            damage += self._check_git(git)
+        counts = (len(self._commits), len(self._manifests), len(self._verdicts))
         return Checked(*counts, self._nbytes, tuple(damage))
 
     def _tips(self) -> dict[str, str]:
@@ -115,22 +132,55 @@ class Checker:
             except CoralError as error:
                 yield Damage(commit, part, None, error.message)
                 continue
-            yield from (Damage(commit, part, tensor, message) for tensor, message in self._check_manifest(manifest))
+            fresh = (record for record in manifest.everything if record.content not in self._verdicts)
+            yield from (Damage(commit, part, tensor, message) for tensor, message in self._check_records(fresh))
 
-    def _check_manifest(self, manifest: Manifest) -> Iterator[tuple[str, str]]:
-        for record in manifest.everything:
-            if record.content in self._contents:
-                continue
-            self._contents.add(record.content)
+    def _check_git(self, project: Path) -> Iterator[Damage]:
+        """Every manifest that is hurt is named, also where another one holds the same tensor."""
+        if find_git(project) is None:
+            raise NotFoundError(f"there is no git repository around {project}")
+        for (commit, path), text in texts_of_git(project):
+            self._manifests.add(chunk_id(text).hex())
+            yield from (Damage(commit, path, tensor, why, in_git=True) for tensor, why in self._check_text(text))
+
+    def _check_text(self, text: bytes) -> Iterator[tuple[str | None, str]]:
+        try:
+            manifest = Manifest.from_bytes(text)
+        except CoralError as error:
+            # Whoever is to finish a merge may still take either side.
+            yield from self._check_contents(text) if is_conflicted(text) else [(None, error.message)]
+        else:
+            yield from self._check_records(manifest.everything)
+
+    def _check_contents(self, text: bytes) -> Iterator[tuple[str, str]]:
+        """See that what a manifest in conflict names is there; its shapes may belong to the one side or the other."""
+        for content in contents_in(text):
             try:
-                self._check_record(record)
+                for chunk in self._store.chunks_in(content):
+                    self._store.packs.locate(chunk)
             except CoralError as error:
-                yield record.name, error.message
+                yield content, error.message
 
-    def _check_record(self, record: TensorRecord) -> None:
-        if not self._read_data:
-            self._store.check(record)
-            return
+    def _check_records(self, records: Iterable[TensorRecord]) -> Iterator[tuple[str, str]]:
+        for record in records:
+            if record.content not in self._verdicts:
+                self._verdicts[record.content] = self._check_record(record)
+            verdict = self._verdicts[record.content]
+            if verdict is not None:
+                yield record.name, verdict
+
+    def _check_record(self, record: TensorRecord) -> str | None:
+        """What is wrong with a tensor, if anything."""
+        try:
+            if self._read_data:
+                self._read(record)
+            else:
+                self._store.check(record)
+        except CoralError as error:
+            return error.message
+        return None
+
+    def _read(self, record: TensorRecord) -> None:
         for piece in self._store.stream([record]):
             length = len(piece)
             self._nbytes += length

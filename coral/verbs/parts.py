@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError, FormatError, PartNotFoundError, UsageError
-from coral.format.manifest import Manifest, TensorRecord
+from coral.format.manifest import Manifest
 
 if TYPE_CHECKING:
     from coral.history import History
 
 STATE_KEY = "coral.state"
-_SKELETON = "(the rest of the file)"
 
 
 def is_state(manifest: Manifest) -> bool:
@@ -24,14 +23,6 @@ def is_state(manifest: Manifest) -> bool:
 def is_weights(manifest: Manifest) -> bool:
     """Whether a part holds named tensors of a model."""
     return manifest.container != "opaque" and not is_state(manifest)
-
-
-def contents_of(manifest: Manifest) -> list[TensorRecord]:
-    """All that a part has in the store: its tensors, and the rest of its file as one tensor more."""
-    records = list(manifest.records)
-    if manifest.skeleton is not None:
-        records.append(TensorRecord(_SKELETON, "U8", (manifest.skeleton.nbytes,), manifest.skeleton.content))
-    return records
 
 
 class PartReader:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError
-from coral.verbs.parts import contents_of
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
@@ -61,7 +60,7 @@ def _copy(
     seen: set[str] = set()
     lost: dict[str, str] = {}
     with ChunkCopier(source, target, near=near) as copier:
-        for record in (record for manifest in manifests for record in contents_of(manifest)):
+        for record in (record for manifest in manifests for record in manifest.everything):
             if record.content not in seen:
                 seen.add(record.content)
                 try:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from coral import Repository
-from tests.repository.helpers import commit, run_command
+from tests.objects.test_deltas import lose
+from tests.repository.helpers import commit, run_command, weights
 
 
 @pytest.fixture
@@ -63,3 +64,14 @@ def test_a_damaged_manifest_is_named(repo: Repository) -> None:
     (repo.coral_dir / ".git/objects" / oid[:2] / oid[2:]).unlink()
     (found,) = Repository(repo.path).fsck().damage
     assert (found.commit, found.part, found.tensor) == (tip, "a.txt", None)
+
+
+def test_damage_is_named_once(repo: Repository) -> None:
+    """A tensor that many commits hold is named by the newest of them alone, and so is a tied one."""
+    tensors = {"a": weights(9)["bias"].repeat(100), "b": weights(9)["bias"].repeat(100)}
+    for number in range(3):
+        repo.stage_weights({**tensors, "c": weights(number)["bias"]}, "tied")
+        last = repo.commit(f"tied {number}")
+    lose(repo.coral_dir, tensors["a"].tobytes())
+    (found,) = Repository(repo.path).fsck().damage
+    assert (found.commit, found.part, found.tensor) == (last.commit_hash, "tied", "a")
