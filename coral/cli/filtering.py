@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from coral.errors import CoralError, CorruptionError, NotFoundError
 from coral.format.manifest import TEXT_LIMIT
 from coral.git.blobs import read_blob
+from coral.verbs import layout
+from coral.verbs.config import Config
 from coral.verbs.filter import GitFilter
 
 if TYPE_CHECKING:
@@ -21,6 +26,24 @@ def open_filter(top: Path) -> GitFilter:
         return read_blob(top, f":0:{name}", limit=TEXT_LIMIT)
 
     def fetch(store: ChunkStore, manifests: list[Manifest]) -> None:
-        """Not yet."""
+        _fetch(top, store, manifests)
 
     return GitFilter(top, previous=previous, fetch=fetch)
+
+
+def _fetch(top: Path, store: ChunkStore, manifests: list[Manifest]) -> None:
+    """Fetch what a remote has; whoever asked looks again, and says what is not there."""
+    from coral.verbs.remotes import open_remote
+    from coral.verbs.transfer import fetch_missing
+
+    try:
+        config = Config.load(layout.open_folder(top))
+        if not config.remotes:
+            return
+        fetch_missing(store, open_remote(top, config), manifests)
+    except CorruptionError:
+        pass  # the remote has not all of it
+    except NotFoundError as error:
+        click.echo(f"coral: {error}", err=True)
+    except CoralError as error:
+        click.echo(f"coral: nothing was fetched: {error}", err=True)
