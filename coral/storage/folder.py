@@ -1,4 +1,4 @@
-"""A local folder, and coral's one module that writes to it: every write, rename, fsync and unlink is here.
+"""A local folder: what the library keeps on the disk is written here, in the order that makes it durable.
 
 Promises:
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
-from coral.storage.writeback import start_writeback
+from coral.storage import disk
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -39,6 +39,7 @@ _HINTS = {
     errno.EACCES: "check the permissions of the folder",
 }
 _WRITEBACK_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
 _BESIDE_SUFFIX = ".coral-tmp"
 _STALE_TMP_SECONDS = 60.0
 _MAP_BYTES = 16 << 20
@@ -63,25 +64,30 @@ def write_all(fd: int, data: Buffer) -> None:
     """Write all of ``data`` to a file descriptor, whatever the kernel takes at a time."""
     view = memoryview(data).cast("B")
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[disk.current.write(fd, view) :]
 
 
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = disk.current.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        disk.current.fsync(fd)
     finally:
-        os.close(fd)
+        disk.current.close(fd)
 
 
 class AppendFile:
-    """A file that only grows; each :meth:`write` is one unbuffered system call, so that kill -9 loses none of it."""
+    """A file that only grows; each :meth:`write` is one unbuffered system call, so that kill -9 loses none of it.
+
+    Attributes:
+        doubtful: an fsync failed, so nobody knows what of the file a power cut would take; see :meth:`Folder.renew`.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.doubtful = False
         with translate_errors(path):
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            self._fd = _open_to_append(path)
 
     def fileno(self) -> int:
         return self._fd
@@ -94,21 +100,52 @@ class AppendFile:
     def write_line(self, data: bytes) -> None:
         """As :meth:`write`, at a third of its cost; for callers that append a hundred thousand times a second."""
         try:
-            done = os.write(self._fd, data)
+            done = disk.current.write(self._fd, data)
         except OSError:
             done = 0
         if done != len(data):
             self.write(data[done:])
 
     def sync(self) -> None:
-        """Make all that was written so far durable."""
+        """Make all that was written so far durable. Raises StorageError; then, and ever after, it is not."""
+        if self.doubtful:
+            # The kernel may have dropped what it could not write, and would say yes the next time.
+            raise StorageError(f"{self.path}: an earlier fsync failed", errno=errno.EIO)
         with translate_errors(self.path):
-            os.fsync(self._fd)
+            try:
+                disk.current.fsync(self._fd)
+            except OSError:
+                self.doubtful = True
+                raise
 
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            disk.current.close(fd)
+
+    def _go_on_in(self, other: int, size: int) -> None:
+        """Write to another file from now on, beginning with what this one holds beyond a size; threads may write."""
+        old = os.dup(self._fd)
+        try:
+            # One step, so that no line goes to neither of the two.
+            disk.current.dup2(other, self._fd, inheritable=False)
+            self.doubtful = False
+            self.write(_read_from(old, size))
+        finally:
+            os.close(old)
+
+
+def _open_to_append(path: Path) -> int:
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return disk.current.open(path, flags, 0o644)
+
+
+def _read_from(fd: int, start: int) -> bytes:
+    pieces = []
+    while piece := os.pread(fd, _PIECE_BYTES, start):
+        pieces.append(piece)
+        start += len(piece)
+    return b"".join(pieces)
 
 
 class NewFile:
@@ -128,7 +165,7 @@ class NewFile:
         self._lock = threading.Lock()
         with translate_errors(temporary):
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(temporary, flags, 0o644)
+            self._fd = disk.current.open(temporary, flags, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     def write(self, data: Buffer) -> None:
@@ -144,7 +181,7 @@ class NewFile:
         with translate_errors(self._path):
             position = offset
             while views:
-                done = os.pwritev(self._fd, views, position)
+                done = disk.current.pwritev(self._fd, views, position)
                 position += done
                 while views and done >= len(views[0]):
                     done -= len(views.pop(0))
@@ -159,7 +196,7 @@ class NewFile:
             return
         with self._lock:
             start, self._started = self._started, self.size
-        start_writeback(self._fd, start, self._started - start)
+        disk.current.start_writeback(self._fd, start, self._started - start)
 
     def patch(self, offset: int, data: Buffer) -> None:
         """Overwrite bytes already written, such as a header that depends on what follows it."""
@@ -168,7 +205,7 @@ class NewFile:
             raise ValueError(f"patch of {len(view)} bytes at {offset} is outside of the {self.size} bytes written")
         with translate_errors(self._path):
             while view:
-                done = os.pwrite(self._fd, view, offset)
+                done = disk.current.pwrite(self._fd, view, offset)
                 view, offset = view[done:], offset + done
 
     @property
@@ -184,7 +221,7 @@ class NewFile:
     def truncate(self, size: int) -> None:
         """Forget what was written after the first ``size`` bytes."""
         with translate_errors(self._path):
-            os.ftruncate(self._fd, size)
+            disk.current.ftruncate(self._fd, size)
         self.size = size
         self._started = min(self._started, size)
 
@@ -194,11 +231,11 @@ class NewFile:
         try:
             with translate_errors(target):
                 if mode is not None:
-                    os.fchmod(self._fd, mode)
-                os.fsync(self._fd)
+                    disk.current.fchmod(self._fd, mode)
+                disk.current.fsync(self._fd)
             self._folder.make_folder(os.path.dirname(key))
             with translate_errors(target):
-                os.rename(self._path, target)
+                disk.current.rename(self._path, target)
                 sync_folder(target.parent)
         except BaseException:
             self.discard()
@@ -211,7 +248,7 @@ class NewFile:
         if self._fd >= 0:
             if self._pid == os.getpid():
                 with contextlib.suppress(OSError):
-                    os.unlink(self._path)
+                    disk.current.unlink(self._path)
             self._close()
 
     def __del__(self) -> None:
@@ -220,7 +257,7 @@ class NewFile:
     def _close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            os.close(fd)
+            disk.current.close(fd)
 
     def __enter__(self) -> NewFile:
         return self
@@ -374,9 +411,9 @@ class Folder:
             file.write(data)
             self.make_folder(os.path.dirname(key))
             with translate_errors(path):
-                os.fsync(file._fd)
+                disk.current.fsync(file._fd)
                 try:
-                    os.link(file._path, path)
+                    disk.current.link(file._path, path)
                 except FileExistsError as error:
                     raise AlreadyExistsError(f"{path} exists already") from error
                 sync_folder(path.parent)
@@ -392,12 +429,28 @@ class Folder:
                 sync_folder(path.parent)
         return file
 
+    def renew(self, key: str, file: AppendFile) -> None:
+        """Put a new file, durable, in the place of one whose fsync failed; ``file`` appends to it from then on.
+
+        Raises:
+            StorageError: what was written cannot be read back, or the disk refused; ``file`` is as it was before.
+        """
+        with translate_errors(file.path), self.new_file(key) as fresh:
+            fresh.write(_read_from(file.fileno(), 0))
+            other = _open_to_append(fresh.path)
+            try:
+                size = fresh.size
+                fresh.publish(key)
+                file._go_on_in(other, size)
+            finally:
+                disk.current.close(other)
+
     def move(self, source: str, target: str) -> None:
         """Rename a file within the folder, durably."""
         old, new = self._inside(source), self.path(target)
         self.make_folder(os.path.dirname(target))
         with translate_errors(old):
-            os.rename(old, new)
+            disk.current.rename(old, new)
             sync_folder(new.parent)
             if old.parent != new.parent:
                 sync_folder(old.parent)
@@ -413,7 +466,7 @@ class Folder:
         self.make_folder(os.path.dirname(target))
         with translate_errors(old):
             try:
-                os.link(old, new, follow_symlinks=False)
+                disk.current.link(old, new, follow_symlinks=False)
             except FileExistsError as error:
                 raise AlreadyExistsError(f"{new} exists already") from error
             sync_folder(new.parent)
@@ -423,7 +476,7 @@ class Folder:
         path = self._inside(key)
         with translate_errors(path):
             try:
-                os.unlink(path)
+                disk.current.unlink(path)
             except FileNotFoundError:
                 return
             sync_folder(path.parent)
@@ -432,8 +485,8 @@ class Folder:
         """Unlink many files, durably; missing ones are fine. Cheaper than one by one: each folder is synced once."""
         paths = [self.path(key) for key in keys]
         for path in paths:
-            with translate_errors(path):
-                path.unlink(missing_ok=True)
+            with translate_errors(path), contextlib.suppress(FileNotFoundError):
+                disk.current.unlink(path)
         for folder in sorted({path.parent for path in paths}):
             with translate_errors(folder):
                 sync_folder(folder)
@@ -443,11 +496,11 @@ class Folder:
         folder = self.path(key)
         with translate_errors(folder):
             for path in folder.iterdir():
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = disk.current.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    os.fsync(fd)
+                    disk.current.fsync(fd)
                 finally:
-                    os.close(fd)
+                    disk.current.close(fd)
             sync_folder(folder)
 
     def sweep_temporary(self) -> int:
@@ -470,7 +523,7 @@ def _is_folder(path: Path) -> bool:
 
 def _make_one(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
+        disk.current.mkdir(path)
     sync_folder(path.parent)
 
 
@@ -499,7 +552,7 @@ def _remove_if_abandoned(path: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+        disk.current.unlink(path)
     except OSError:
         return False
     finally:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from coral.errors import LockedError, NotFoundError, StorageError
+from coral.storage import disk
 from coral.storage.folder import translate_errors
 
 _POLL_SECONDS = 0.005
@@ -22,14 +23,29 @@ _MAY_NOT_WRITE = (errno.EACCES, errno.EROFS, errno.EPERM)
 def _open(path: Path, *, shared: bool = False) -> int:
     with translate_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The umask says whether colleagues of a group may hold it as well.
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            return _create(path)
         except OSError as error:
             if not shared or error.errno not in _MAY_NOT_WRITE:
                 raise
             # Who may only read the folder still keeps others from collecting what is being read.
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _create(path: Path) -> int:
+    # The umask says whether colleagues of a group may hold it as well.
+    flags, mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+    try:
+        return disk.current.open(path, flags, mode)
+    except FileNotFoundError:
+        _make_folder(path.parent)
+        return disk.current.open(path, flags, mode)
+
+
+def _make_folder(path: Path) -> None:
+    if not path.is_dir():
+        _make_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            disk.current.mkdir(path)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,18 @@ from coral.objects import ChunkStore
 from coral.objects import consolidate as module
 from coral.objects.packs import Pack
 from coral.objects.scratch import Scratch
+from coral.storage import disk
 from coral.storage.folder import Folder
+from coral.testing.disks import Killing, Unsynced
 from tests.objects.helpers import Tensor, noise, open_store, packs_of, read, stored_chunks, write
 from tests.storage.test_folder import start_python
 
-WRITES = ("open", "pwritev", "rename", "unlink", "fsync", "mkdir", "fchmod")
-
 
 @pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fsync() -> Iterator[None]:
     """What is durable is another test's matter; here hundreds of commits would wait for the disk."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    with disk.use(Unsynced()):
+        yield
 
 
 def fill(root: Path, count: int, start: int = 0, length: int = 2000) -> dict[TensorRecord, bytes]:
@@ -195,30 +196,13 @@ def test_another_process_reads_while_it_runs(tmp_path: Path) -> None:
     assert int(out) > 0
 
 
-def kill_at(count: int) -> None:
-    """Make this process kill itself just before its so manieth write."""
-    left = [count]
-
-    def deadly(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **named)
-
-        return call
-
-    for name in WRITES:
-        setattr(os, name, deadly(getattr(os, name)))
-
-
 def consolidate_and_die(root: Path, count: int) -> bool:
     """Consolidate in a child that is killed at its so manieth write; False when it came to its end before."""
     child = os.fork()
     if not child:
         store = open_store(root, threads=1)
-        kill_at(count)
-        store.consolidate()
+        with disk.use(Killing(count, below=Unsynced())):
+            store.consolidate()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 

@@ -28,7 +28,9 @@ from coral.objects import parent as parent_module
 from coral.objects import writer as writer_module
 from coral.objects.scratch import Scratch
 from coral.objects.store import _DEEPEST
+from coral.storage import disk
 from coral.storage.folder import ReadFile
+from coral.testing.disks import Unsynced
 from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
 from tests.storage.test_folder import run_python
 
@@ -37,9 +39,10 @@ COUNT = 10_000
 
 
 @pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_fsync() -> Iterator[None]:
     """What is durable is another test's matter."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    with disk.use(Unsynced()):
+        yield
 
 
 @pytest.fixture

@@ -12,13 +12,17 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
+from coral.storage import disk
+from coral.storage.disk import Disk
 from coral.storage.folder import Folder
+from coral.testing.disks import Failing, Interposed
+from coral.testing.trace import Kind
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,22 +272,23 @@ def test_threads_write_disjoint_regions(folder: Folder) -> None:
     assert folder.read("x") == b"".join(data for _, data in sorted(offsets.items()))
 
 
-def test_the_kernel_may_take_less(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+class Nibbling(Interposed):
+    """A disk that takes half of what it is given."""
+
+    def call(self, kind: Kind, name: str, arguments: tuple[object, ...], do: Callable[[], object]) -> object:
+        return self.half(name, arguments) if kind == "write" else do()
+
+
+def test_the_kernel_may_take_less(folder: Folder) -> None:
     """A write that the kernel takes in small bites is complete and in order."""
-    real_pwritev, real_write = os.pwritev, os.write
-
-    def nibble(fd: int, parts: list[memoryview], offset: int) -> int:
-        return real_pwritev(fd, [b"".join(map(bytes, parts))[:3]], offset)
-
-    monkeypatch.setattr(os, "pwritev", nibble)
-    monkeypatch.setattr(os, "write", lambda fd, data: real_write(fd, bytes(data)[:2]))
-    with folder.new_file("x") as file:
-        file.write_at([b"ab", b"", b"cdefg", b"h"])
-        file.publish("x")
-    log = folder.append("log")
-    log.write_line(b"0123456")
-    log.write(b"89")
-    log.close()
+    with disk.use(Nibbling()):
+        with folder.new_file("x") as file:
+            file.write_at([b"ab", b"", b"cdefg", b"h"])
+            file.publish("x")
+        log = folder.append("log")
+        log.write_line(b"0123456")
+        log.write(b"89")
+        log.close()
     assert folder.read("x") == b"abcdefgh"
     assert folder.read("log") == b"012345689"
 
@@ -446,25 +451,53 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert folder.size("x") == 150_000
 
 
-@pytest.mark.parametrize("failing", ["fsync", "rename"])
-def test_a_failing_call_leaves_nothing(
-    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+@pytest.mark.parametrize("failing", ["sync", "rename"])
+def test_a_failing_call_leaves_nothing(folder: Folder, tmp_path: Path, failing: Kind) -> None:
     """An fsync or rename that fails is fatal for the new bytes, and is not tried again on them."""
     folder.write("x", b"old")
-    calls = []
-
-    def refuse(*arguments: object) -> None:
-        calls.append(arguments)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, failing, refuse)
-        with pytest.raises(StorageError) as caught:
-            folder.write("x", b"new")
+    refusing = Failing(0, errno.EIO, forever=True, kinds=[failing])
+    with disk.use(refusing), pytest.raises(StorageError) as caught:
+        folder.write("x", b"new")
     assert caught.value.errno == errno.EIO
-    assert len(calls) == 1
+    assert refusing.count == 1
     assert everything(tmp_path) == {"root/x": b"old"}
+
+
+def test_an_fsync_that_failed_is_not_tried_again(folder: Folder) -> None:
+    """Of an appended file too: it is doubtful from then on, whatever the kernel would say the next time."""
+    file = folder.append("log")
+    file.write(b"one")
+    refusing = Failing(0, errno.EIO, kinds=["sync"])
+    with disk.use(refusing):
+        for _ in range(3):
+            with pytest.raises(StorageError) as caught:
+                file.sync()
+            assert caught.value.errno == errno.EIO
+    assert refusing.count == 1 and file.doubtful
+
+
+class Interrupting(Disk):
+    """A disk that lets another thread write a line at the last moment before a file is replaced."""
+
+    def dup2(self, fd: int, fd2: int, inheritable: bool = True) -> int:
+        os.write(fd2, b"late")
+        return os.dup2(fd, fd2, inheritable)
+
+
+def test_a_doubtful_file_is_replaced(folder: Folder, tmp_path: Path) -> None:
+    """A new file, with all that can be read of the old one, takes its place, and is what is appended to."""
+    file = folder.append("log")
+    file.write(b"one")
+    with disk.use(Failing(0, errno.EIO, kinds=["sync"])), pytest.raises(StorageError):
+        file.sync()
+    before = os.stat(tmp_path / "root" / "log").st_ino
+    with disk.use(Interrupting()):
+        folder.renew("log", file)
+    file.write(b"two")
+    file.sync()
+    assert os.stat(tmp_path / "root" / "log").st_ino != before
+    assert folder.read("log") == b"onelatetwo"
+    file.close()
 
 
 # -- temporary files
