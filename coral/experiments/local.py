@@ -15,6 +15,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,7 +159,9 @@ class LocalBackend:
 
         experiment.artifact_store = self._artifacts
         label = f"run {experiment.name} ({run})"
-        return LocalSink(self, RunStart(run, first), Sink(connect, label), shared=experiment.owner == "shell")
+        shared = experiment.owner == "shell"
+        sink = Sink(connect, label, renew=None if shared else partial(self._folder.renew, f"{run}.jsonl"))
+        return LocalSink(self, RunStart(run, first), sink, shared=shared)
 
     def attach(self, experiment_id: str) -> tuple[Experiment, LocalSink]:
         """Go on recording a run of the shell. Raises ConflictError when a process owns it, or it has ended."""

@@ -36,11 +36,21 @@ class Sink:
     Args:
         connect: opens the journal, and does whatever must be on disk before it; called again after a failure.
         label: the run, as warnings name it.
+        renew: puts a new file in the place of a journal whose fsync failed; None where others write to it as well,
+            and what is logged is then safe from a kill, but not from a power cut.
         clock: seconds since 1970.
     """
 
-    def __init__(self, connect: Callable[[], AppendFile], label: str, *, clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        connect: Callable[[], AppendFile],
+        label: str,
+        *,
+        renew: Callable[[AppendFile], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._connect = connect
+        self._renew = renew
         self._label = label
         self._clock = clock
         self._lock = threading.RLock()  # a signal handler may come in the middle of an append
@@ -180,6 +190,8 @@ class Sink:
         try:
             if self._file is None:
                 self._file = self._connect()
+            if self._file.doubtful and self._renew is not None:
+                self._renew(self._file)
             while self._pending:
                 self._file.write(self._pending[0][1])
                 self._pending.popleft()

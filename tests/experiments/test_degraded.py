@@ -17,12 +17,15 @@ import pytest
 from coral.errors import ConflictError, StorageError
 from coral.experiments import Experiment, ExperimentTracker, liveness
 from coral.experiments import sink as sink_module
+from coral.experiments.experiment import Owner
 from coral.experiments.journal import decode
 from coral.experiments.local import LocalBackend
 from coral.experiments.record import Identity, encode
 from coral.experiments.sink import Sink
 from coral.repository import Repository
+from coral.storage import disk
 from coral.storage.folder import AppendFile
+from coral.testing.disks import Failing, Recording
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -337,3 +340,29 @@ def test_a_repository_opened_by_two_paths_keeps_its_locks(
         str(repo.coral_dir / "locks" / "runs" / run.experiment_id),
     )
     assert process.communicate(timeout=30)[0] == "True\n"
+
+
+@pytest.mark.parametrize("owner", ["process", "shell"])
+def test_an_fsync_that_failed_costs_no_line(
+    tracker: ExperimentTracker, repo: Repository, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is never synced again: a new one takes its place, where no other process writes to it as well."""
+    monkeypatch.setattr(sink_module, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(sink_module, "RETRY_SECONDS", 0.0)
+    run = tracker.start("x", owner=owner)
+    journal = repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl"
+    first = journal.stat().st_ino
+    run.log("a", 1.0, 1)
+    recording = Recording()
+    with disk.use(Failing(0, errno.EIO, kinds=["sync"], below=recording)):
+        with pytest.warns(RuntimeWarning, match="cannot be written"):
+            run.log("a", 2.0, 2)
+        for step in (3, 4):
+            run.log("a", float(step), step)
+    assert [point.step for point in run.metrics] == [1, 2, 3, 4]
+    assert run.degraded is (owner == "shell")
+    assert (journal.stat().st_ino != first) is (owner == "process")
+    made = [operation.kind for operation in recording.operations if operation.kind in ("create", "sync", "rename")]
+    assert made[:4] == (["create", "sync", "rename", "sync"] if owner == "process" else [])
+    run.end()
+    assert [point.value for point in tracker.get(run.experiment_id).metrics] == [1.0, 2.0, 3.0, 4.0]
