@@ -221,7 +221,8 @@ class Experiment:
         start_commit: the commit its branch was at when it started.
         code: the enclosing git repository's ``commit``, ``branch`` and ``dirty`` when it started.
         owner: ``process``, or ``shell`` for a run that has no living owner and stays RUNNING until ended.
-        dropped_points: points lost to a full disk that stayed full for longer than the buffer.
+        dropped_points: points lost to a full disk that stayed full for longer than the buffer, and lines of the
+            journal lost to damage.
     """
 
     experiment_id: str
@@ -313,9 +314,10 @@ class Experiment:
 
     def download_artifact(self, name: str, path: str | os.PathLike[str]) -> Path:
         """Write an artifact's bytes to a file, atomically; into a folder, under its own name. Returns the file."""
-        target = Path(path) / name if Path(path).is_dir() else Path(path)
-        Folder(target.parent).write(target.name, self.load_artifact(name))
-        return target
+        given = Path(path)
+        folder, key = (Folder(given), name) if given.is_dir() else (Folder(given.parent), given.name)
+        folder.write(key, self.load_artifact(name))
+        return folder.path(key)
 
     def to_dict(self, *, history: bool = False) -> dict[str, Json]:
         """The run as JSON-able data; with ``history``, every point too."""

@@ -15,7 +15,8 @@ from coral.experiments.experiment import (
     from_ms,
 )
 from coral.experiments.journal import Event
-from coral.experiments.scalars import MAX_STEP, Json, merge, shown, untagged
+from coral.experiments.scalars import MAX_STEP, Json, merge, plain, shown, untagged
+from coral.format.names import check_part_name
 from coral.ids import is_content_ref
 
 _LAST_MS = 253_402_300_799_000  # the end of the year 9999
@@ -40,7 +41,7 @@ class Fold:
         for event in events:
             try:
                 self.apply(event)
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 continue
 
     def apply(self, event: Event) -> None:
@@ -59,16 +60,16 @@ class Fold:
         step, metadata = event.get("s"), event.get("d")
         if step.__class__ is not int or abs(step) > MAX_STEP:
             step = _step(step)
-        extra = _object(metadata) if metadata else None
+        extra = _object(plain(metadata)) if metadata else None
         values = _object(event["v"]).items()
         points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
         for name, value in points:
             self.history.append(name, value, step, time_ms, extra)
 
     def _params(self, event: Event, time_ms: int) -> None:
-        change = shown(_object(event["v"]))
-        self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
+        change = shown(_object(plain(event["v"])))
         self.experiment.params = merge(self.experiment.params, change)
+        self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
 
     def _set(self, event: Event, time_ms: int) -> None:
         run, fields = self.experiment, _object(event["v"])
@@ -109,7 +110,7 @@ class Fold:
 
     def _end(self, event: Event, time_ms: int) -> None:
         status, failure, run = ExperimentStatus(str(event["status"])), event.get("failure"), self.experiment
-        failure = _object(failure) if failure else None
+        failure = _object(plain(failure)) if failure else None
         run.status, run.failure, run.ended_at = status, failure, from_ms(time_ms)
         if event.get("commit"):
             run.commit_hash = str(event["commit"])
@@ -135,11 +136,11 @@ def objective(data: Json) -> dict[str, Mode]:
 
 
 def artifact(data: dict[str, Json]) -> Artifact:
-    """An artifact from its fields. Raises ValueError, KeyError."""
-    nbytes, time_ms = data["nbytes"], data["t"]
-    if not isinstance(nbytes, int) or not isinstance(time_ms, int) or not is_content_ref(str(data["ref"])):
+    """An artifact from its fields. Raises ValueError, among others for a name that leads out of a folder; KeyError."""
+    nbytes, time_ms, name = data["nbytes"], data["t"], check_part_name(str(data["name"]))
+    if type(nbytes) is not int or nbytes < 0 or type(time_ms) is not int or not is_content_ref(str(data["ref"])):
         raise ValueError("an artifact's fields are malformed")
-    return Artifact(str(data["name"]), str(data["kind"]), nbytes, str(data["ref"]), from_ms(time_ms))
+    return Artifact(name, str(data["kind"]), nbytes, str(data["ref"]), from_ms(time_ms))
 
 
 def _object(data: Json) -> dict[str, Json]:

@@ -65,12 +65,23 @@ class _Journaled:
         self.history = History()
         self.fold = Fold(record.experiment, self.history)
         self._reader = JournalReader(journal)
+        self._lost = 0
         record.experiment.metrics = Metrics(lambda: self.history)
 
     def refresh(self) -> None:
         """Read what was appended meanwhile. Raises FileNotFoundError when the journal is gone."""
         for events in self._reader.read():
             self.fold.apply_all(events)
+        lost = self._reader.damaged - self._lost
+        if lost > 0:
+            self._lost += lost
+            run = self.record.experiment
+            run.dropped_points += lost
+            warnings.warn(
+                f"{lost} lines of the journal of run {run.experiment_id} are damaged: what they said is lost",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 class RunStart(NamedTuple):

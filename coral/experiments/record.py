@@ -2,7 +2,7 @@
 
 Line by line (the whole is one JSON object)::
 
-    {"summary": {...},                    what queries filter and sort by; nothing that grows with the run
+    {"summary": {..., "check": "..."},    what queries filter and sort by; nothing that grows with the run
     "experiment": {...},                  every field, the commits, the artifacts, the links of the best points
     "history": {"order": [...], "series": {
     "loss": {"steps": [[start, count, stride], ...], "times": [differences in ms], "values": [...]},
@@ -12,6 +12,10 @@ Line by line (the whole is one JSON object)::
 A run that still runs has an empty history here; its events are in ``<id>.jsonl``. NaN and infinities stand as
 the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``. The text depends on the run alone, so that the same
 run folded twice is the same file, and git merges two people's runs without conflict: one run, one file.
+
+``check`` is three XXH3-64, of the first line up to it, of the second, and of all that follows: whoever reads a part
+knows that it is whole. A file without one was written before there were any, and a file that somebody has formatted
+anew is taken at its word.
 """
 
 from __future__ import annotations
@@ -39,11 +43,15 @@ from coral.experiments.experiment import (
 from coral.experiments.fold import artifact, objective
 from coral.experiments.links import Link, link_of
 from coral.experiments.scalars import Json, plain, shown, tagged, untagged
+from coral.ids import checksum
 
 FORMAT = 1
 SUMMARY = b'{"summary": '
+_CHECK = b',"check":"'
+_SUM_DIGITS = 16
+_CHECK_BYTES = len(_CHECK) + 3 * _SUM_DIGITS + len(b'"},')
 _DECODER = json.JSONDecoder()
-_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +95,12 @@ def encode(record: Record, history: History) -> bytes:
     run = record.experiment
     series = [f"{_text(name)}: {_text(column.to_json())}" for name, column in history.series.items()]
     order = history.order_to_json()
-    lines = [
-        f'{{"summary": {_text(summary(run, history))},',
-        f'"experiment": {_text(_fields(record, history))},',
-        f'"history": {{"order": {_text(order)}, "series": {{',
-        *[line + "," for line in series[:-1]],
-        *series[-1:],
-        "}}}",
-    ]
-    return ("\n".join(lines) + "\n").encode()
+    first = SUMMARY + _text(summary(run, history)).removesuffix("}").encode()
+    fields = f'"experiment": {_text(_fields(record, history))},'.encode()
+    lines = [f'"history": {{"order": {_text(order)}, "series": {{', *[line + "," for line in series[:-1]]]
+    rest = "\n".join([*lines, *series[-1:], "}}}", ""]).encode()
+    check = _CHECK + b"".join(map(_sum, (first, fields, rest)))
+    return b"\n".join([first + check + b'"},', fields, rest])
 
 
 def summary(run: Experiment, history: History) -> dict[str, Json]:
@@ -224,7 +229,26 @@ def _text(data: Json) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
+def _sum(data: bytes) -> bytes:
+    return b"%016x" % checksum(data)
+
+
 # -- reading
+
+
+def _sums(first: bytes) -> list[bytes] | None:
+    """The three checksums that a first line without its end gives, the first of them checked; None for none.
+
+    Raises ValueError when the line is not what was written.
+    """
+    check = first[-_CHECK_BYTES:]
+    if not check.startswith(_CHECK):
+        return None
+    digits = check[len(_CHECK) : -len(b'"},')]
+    sums = [digits[at : at + _SUM_DIGITS] for at in range(0, len(digits), _SUM_DIGITS)]
+    if sums[0] != _sum(first[:-_CHECK_BYTES]):
+        raise ValueError("its summary is damaged")
+    return sums
 
 
 def head(data: bytes, path: object) -> tuple[dict[str, Json], dict[str, Json] | None]:
@@ -240,6 +264,9 @@ def head(data: bytes, path: object) -> tuple[dict[str, Json], dict[str, Json] | 
         first, _, rest = data.partition(b"\n")
         second, end, _ = rest.partition(b"\n")
         if first.startswith(SUMMARY) and first.endswith(b","):
+            sums = _sums(first)
+            if sums is not None and end and sums[1] != _sum(second):
+                raise ValueError("its fields are damaged")
             summary_data = _DECODER.decode(first[len(SUMMARY) : -1].decode())
             has_fields = end and second.startswith(b'"experiment": ') and second.endswith(b",")
             fields = json.loads(second[len(b'"experiment": ') : -1]) if has_fields else None
@@ -265,6 +292,8 @@ def summaries(heads: Sequence[bytes]) -> list[dict[str, Json]]:
     if not all(line.startswith(SUMMARY) and line.endswith(b",\n") for line in heads):
         raise CorruptionError("not all of these are files of runs")
     try:
+        for line in heads:
+            _sums(line[:-1])
         lines = f',"{mark}",'.encode().join([line[len(SUMMARY) : -2] for line in heads])
         parsed = _DECODER.decode(f"[{lines.decode()}]")
         found: list[dict[str, Json]] = parsed[::2]
@@ -294,9 +323,21 @@ def decode(fields: dict[str, Json], load: Callable[[], History], path: object) -
 def decode_history(data: bytes, path: object) -> History:
     """The history of a whole file. Raises CorruptionError."""
     try:
+        _check_history(data)
         return History.from_json(json.loads(data)["history"])
     except _MALFORMED as error:
         raise CorruptionError(f"the history in {path} is damaged: {error}") from error
+
+
+def _check_history(data: bytes) -> None:
+    """Raise ValueError when a file, other than one that was formatted anew, is not what was written."""
+    first, _, rest = data.partition(b"\n")
+    sums = _sums(first) if first.startswith(SUMMARY) else None
+    if sums is None:
+        return
+    second, _, rest = rest.partition(b"\n")
+    if sums[1:] != [_sum(second), _sum(rest)]:
+        raise ValueError("a checksum is wrong")
 
 
 def _decode(data: dict[str, Json], load: Callable[[], History]) -> Record:

@@ -68,6 +68,11 @@ def test_a_damaged_cache_is_not_believed(repo: Repository, tracker: ExperimentTr
         assert best(repo) == ["a"]
 
 
+def unsealed(text: str) -> str:
+    """A run's file as corals wrote it that knew no checksums, whose word is taken."""
+    return text.replace('"check"', '"chalk"')
+
+
 def test_a_file_that_is_replaced_added_or_removed_is_noticed(repo: Repository, tracker: ExperimentTracker) -> None:
     """As git pull does it, also when everything looks old and the size stays the same."""
     a, b = finished(tracker, "a", 2.0), finished(tracker, "b", 1.0)
@@ -76,7 +81,7 @@ def test_a_file_that_is_replaced_added_or_removed_is_noticed(repo: Repository, t
     path = repo.coral_dir / "experiments" / f"{b.experiment_id}.json"
     text = path.read_text()
     other = path.with_suffix(".new")
-    other.write_text(text.replace("1.0", "9.0"))
+    other.write_text(unsealed(text).replace("1.0", "9.0"))
     os.utime(other, ns=(path.stat().st_mtime_ns, path.stat().st_mtime_ns))
     other.rename(path)
     assert best(repo) == ["a", "b"]
@@ -93,7 +98,8 @@ def test_a_change_within_the_clocks_tick_is_noticed(repo: Repository, tracker: E
     assert best(repo) == ["a"]
     path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
     status = path.stat()
-    path.write_text(path.read_text().replace('"name":"a"', '"name":"z"'))
+    text = path.read_text()
+    path.write_text(unsealed(text).replace('"name":"a"', '"name":"z"'))
     os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
     assert [run.name for run in ExperimentTracker(repo).list(name="z")] == ["z"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coral.experiments.columns import History
 from coral.experiments.experiment import Experiment
 from coral.experiments.fold import Fold
-from coral.experiments.journal import Event, JournalReader, decode, encode, line
+from coral.experiments.journal import Event, JournalReader, damaged, decode, encode, line
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 EVENTS = st.lists(
@@ -52,7 +52,7 @@ def test_a_cut_at_every_byte_reads_as_the_events_before_it() -> None:
     """A journal cut anywhere never raises, never gives a value that was not logged, and loses only the cut line."""
     events = some_events()
     data = b"".join(map(encode, events))
-    ends = [len(b"".join(map(encode, events[: n + 1]))) for n in range(len(events))]
+    ends = [len(b"".join(map(encode, events[: n + 1]))) - 1 for n in range(len(events))]  # less the last line break
     for cut in range(len(data) + 1):
         found, _ = decode(data[:cut])
         assert found == events[: sum(end <= cut for end in ends)]
@@ -73,8 +73,35 @@ def test_a_flipped_bit_costs_its_line_only() -> None:
 def test_a_torn_line_does_not_take_the_next_with_it() -> None:
     """What a full disk cut off is skipped; the line written after it is read."""
     first, second = encode({"e": "p", "t": 1, "v": {"a": 1}}), encode({"e": "p", "t": 2, "v": {"b": 2}})
-    for cut in range(1, len(first)):
+    for cut in range(1, len(first) - 1):
         assert decode(first[:cut] + second)[0] == [{"e": "p", "t": 2, "v": {"b": 2}}]
+
+
+def test_damage_is_counted_and_a_crash_is_not() -> None:
+    """A flip costs one line or two, and is counted; a cut anywhere, and a torn line that was written again, are not."""
+    events = some_events()
+    data = b"".join(map(encode, events))
+    assert damaged(data) == 0
+    for place in range(len(data)):
+        for bit in (1, 0x80):
+            flipped = data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+            assert decode(flipped)[0] == events or damaged(flipped), place
+    for cut in range(len(data)):
+        assert damaged(data[:cut]) == 0
+        again = next(
+            len(b"".join(map(encode, events[:n])))
+            for n in range(7)
+            if len(b"".join(map(encode, events[: n + 1]))) > cut
+        )
+        assert damaged(data[:cut] + data[again:]) == 0
+
+
+def test_a_journal_of_an_older_coral_is_whole() -> None:
+    """Lines with no line break of their own after them are read, and are no damage."""
+    events = some_events()
+    data = b"".join(encode(event)[:-1] for event in events)
+    assert decode(data) == (events, len(data)) and damaged(data) == 0
+    assert damaged(data.replace(b"loss", b"lost", 1)) == 1
 
 
 def test_a_reader_follows_a_growing_journal(tmp_path: Path) -> None:

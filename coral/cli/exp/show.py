@@ -100,7 +100,7 @@ def _facts(run: Experiment) -> Iterator[tuple[str, str]]:
         yield "started", date(run.started_at)
         yield "took", duration(run.duration)
     if run.dropped_points:
-        yield "lost", f"{run.dropped_points} points, to a full disk"
+        yield "lost", f"{run.dropped_points} points, to a full disk or damage"
 
 
 def _cells(found: dict[str, object]) -> list[str]:

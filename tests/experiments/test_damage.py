@@ -1,0 +1,146 @@
+"""Damaged and forged files of runs: what they say is right, or there is an error; nothing wrong is returned."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+from coral.errors import CoralError, CorruptionError
+from coral.experiments import ExperimentTracker
+from coral.experiments.columns import History
+from coral.experiments.experiment import Experiment
+from coral.experiments.fold import Fold
+from coral.experiments.journal import encode
+from coral.experiments.record import SUMMARY
+from coral.experiments.scalars import Json
+from coral.repository import Repository
+
+
+@pytest.fixture
+def ended(repo: Repository, tracker: ExperimentTracker) -> Path:
+    """The file of a run that has ended, of which every kind of field says something."""
+    with tracker.start("a run", "why", {"lr": 0.5, "opt": {"name": "adam"}}, ["tag"], notes="note") as run:
+        for step in range(5):
+            run.log("loss", 1.5 / (step + 1), step=step, metadata={"split": "test"} if step == 2 else None)
+        run.log_text("text", "note.txt")
+    return repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+
+
+def everything(repo: Repository, path: Path) -> list[object]:
+    """All that can be asked of a run: by its id, by a query, and its points. Raises CoralError."""
+    tracker = ExperimentTracker(repo)
+    best = tracker.find_best("loss", "min")
+    if not best:
+        raise CorruptionError("left out")
+    run = tracker.get(path.stem)
+    return [run.to_dict(history=True), dict(best[0]), tracker.get_summary(), [one.name for one in tracker.list()]]
+
+
+def test_every_flipped_byte_of_a_run_is_noticed(repo: Repository, ended: Path) -> None:
+    """Of a run that has ended no byte can change what is returned: values, names, steps, times, commits."""
+    sound, data = everything(repo, ended), ended.read_bytes()
+    noticed = 0
+    for place in range(len(data)):
+        ended.write_bytes(data[:place] + bytes([data[place] ^ (1, 4, 0x20)[place % 3]]) + data[place + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = everything(repo, ended)
+            except CoralError:
+                noticed += 1
+            else:
+                assert found == sound, place
+    assert noticed > len(data) - 30
+
+
+def test_a_run_of_an_older_coral_is_read(repo: Repository, ended: Path) -> None:
+    """A file without checksums says what it said when it was written."""
+    sound, text = everything(repo, ended), ended.read_text()
+    ended.write_text(re.sub(r',"check":"[0-9a-f]{48}"}', "}", text, count=1))
+    assert len(ended.read_text()) < len(text)
+    assert everything(repo, ended) == sound
+
+
+def test_a_flipped_byte_of_a_journal_is_told(repo: Repository, tracker: ExperimentTracker) -> None:
+    """A point that damage took from a living run is missed: there is a warning, and the run says how many."""
+    run = tracker.start("a run")
+    for step in range(5):
+        run.log("loss", 1.0 - step, step=step)
+    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"loss":-1.0', b'"loss":-7.0'))
+    with pytest.warns(RuntimeWarning, match="1 lines of the journal"):
+        seen = ExperimentTracker(repo).get(run.experiment_id)
+    assert [point.value for point in seen.metrics] == [1.0, 0.0, -2.0, -3.0] and seen.dropped_points == 1
+    with pytest.warns(RuntimeWarning, match=run.experiment_id):
+        run.end()
+    assert ExperimentTracker(repo).get(run.experiment_id).dropped_points == 1
+
+
+@pytest.mark.parametrize("link", [True, False], ids=["link", "pipe"])
+def test_a_journal_that_is_no_file(repo: Repository, tracker: ExperimentTracker, tmp_path: Path, link: bool) -> None:
+    """A link in a journal's place is not followed and a pipe is not waited for; the other runs are there."""
+    import os
+
+    with tracker.start("good") as run:
+        run.log("loss", 1.0)
+    (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_text()
+    live = tracker.start("live", owner="shell")
+    path = repo.coral_dir / "experiments" / f"{live.experiment_id}.jsonl"
+    live.close()
+    path.unlink()
+    (tmp_path / "secret").write_bytes(encode({"e": "m", "t": 1, "v": {"loss": -5.0}}))
+    path.symlink_to(tmp_path / "secret") if link else os.mkfifo(path)
+    found = ExperimentTracker(repo).find_best("loss", "min")
+    assert [(one["name"], one["best_value"]) for one in found] == [("good", 1.0)]
+
+
+def nested(depth: int) -> Json:
+    """Lists in lists."""
+    value: Json = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"e": "p", "v": {"a": nested(400)}},
+        {"e": "m", "v": {"loss": 1.0}, "d": {"a": nested(400)}},
+        {"e": "end", "status": "failed", "failure": {"message": nested(400)}},
+        {"e": "set", "v": {"add_tags": ["x"], "labels": {"a": nested(400)}, "notes": 5}},
+        {"e": "a", "v": {"name": "../../x", "kind": "text", "nbytes": 1, "ref": "hex:00"}},
+        {"e": "a", "v": {"name": "/etc/x", "kind": "text", "nbytes": 1, "ref": "hex:00"}},
+        {"e": "a", "v": {"name": "x", "kind": "text", "nbytes": -1, "ref": "hex:00"}},
+        {"e": "a", "v": {"name": "x", "kind": "text", "nbytes": True, "ref": "hex:00"}},
+        {"e": "c", "hash": "a" * 40, "step": None, "metrics": {"loss": 10**400}},
+    ],
+    ids=lambda event: f"{event['e']} {str(event)[-30:-2]}",
+)
+def test_events_that_nobody_could_keep_are_left_out(repo: Repository, event: dict[str, Json]) -> None:
+    """What is nested deeper than a parameter may be, or names a file elsewhere, changes nothing; the run can end."""
+    run = Experiment("a" * 12, "x")
+    fold = Fold(run, History())
+    fold.apply_all([{"t": 5, **event}, {"t": 6, "e": "m", "v": {"acc": 1.0}}])
+    assert list(fold.history.series) == ["acc"] or event["e"] == "set"
+    assert not run.params and not run.artifacts and not run.commits and not fold.ended
+
+
+def test_an_artifact_is_downloaded_below_the_folder_named(repo: Repository, ended: Path, tmp_path: Path) -> None:
+    """A run's file from elsewhere cannot have an artifact written outside of the folder that it is fetched into."""
+    target = tmp_path / "inside"
+    target.mkdir()
+    run = ExperimentTracker(repo).get(ended.stem)
+    assert run.download_artifact("note.txt", target) == target / "note.txt"
+    assert run.download_artifact("note.txt", target / "other.md").read_text() == "text"
+    text = ended.read_text().replace('"check"', '"chalk"')
+    for name in ("../note.txt", str(tmp_path / "note.txt"), ".git/hooks/post-commit"):
+        ended.write_text(text.replace('"name":"note.txt"', f'"name":"{name}"'))
+        with pytest.raises(CoralError):
+            ExperimentTracker(repo).get(ended.stem).download_artifact(name, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "project"]
+    assert ended.read_bytes().startswith(SUMMARY)
