@@ -16,6 +16,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import secrets
 import stat
 import threading
@@ -43,6 +44,7 @@ _PIECE_BYTES = 1 << 20
 _BESIDE_SUFFIX = ".coral-tmp"
 _STALE_TMP_SECONDS = 60.0
 _MAP_BYTES = 16 << 20
+_UNIQUE = re.compile(r"\.[0-9a-f]{16}\Z", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -311,6 +313,7 @@ class Folder:
     def __init__(self, root: Path, *, temporary: Path | None = None) -> None:
         self.root = root
         self._temporary = temporary
+        self._above: tuple[Folder, str] | None = None
 
     def path(self, key: str) -> Path:
         """The path of a key. Raises InvalidNameError for a key that would leave the folder."""
@@ -320,8 +323,10 @@ class Folder:
         return self.root.joinpath(*parts)
 
     def sub(self, key: str) -> Folder:
-        """The folder under a key, sharing the place for temporary files."""
-        return Folder(self.path(key), temporary=self._temporary)
+        """The folder under a key, sharing the place for temporary files; no link may stand in its place."""
+        inner = Folder(self.path(key), temporary=self._temporary)
+        inner._above = (self, key)
+        return inner
 
     # -- reading
 
@@ -366,8 +371,12 @@ class Folder:
 
     def make_folder(self, key: str = "") -> None:
         """Create a folder and those above it, durably; refuse to pass through a symbolic link."""
-        with translate_errors(self.root):
-            _make_root(self.root)
+        if self._above is not None:
+            above, place = self._above
+            above.make_folder(place)
+        else:
+            with translate_errors(self.root):
+                _make_root(self.root)
         current = self.root
         for part in [part for part in key.split("/") if part]:
             current = current / part
@@ -378,6 +387,9 @@ class Folder:
     def _inside(self, key: str) -> Path:
         """The path of a key whose file is to be changed. Raises StorageError when a symbolic link stands above it."""
         path = self.path(key)
+        if self._above is not None:
+            above, place = self._above
+            above._inside(f"{place}/{key}")
         current = self.root
         for part in key.split("/")[:-1]:
             current = current / part
@@ -395,7 +407,7 @@ class Folder:
             self.make_folder(os.path.dirname(key))
             _sweep_beside(target)
             return NewFile(target.parent / f".{unique}{_BESIDE_SUFFIX}", self)
-        Folder(self._temporary).make_folder()
+        Folder(self._temporary.parent).make_folder(self._temporary.name)
         return NewFile(self._temporary / unique, self)
 
     def write(self, key: str, data: Buffer, *, mode: int | None = None) -> None:
@@ -483,7 +495,7 @@ class Folder:
 
     def remove_all(self, keys: Iterable[str]) -> None:
         """Unlink many files, durably; missing ones are fine. Cheaper than one by one: each folder is synced once."""
-        paths = [self.path(key) for key in keys]
+        paths = [self._inside(key) for key in keys]
         for path in paths:
             with translate_errors(path), contextlib.suppress(FileNotFoundError):
                 disk.current.unlink(path)
@@ -505,9 +517,11 @@ class Folder:
 
     def sweep_temporary(self) -> int:
         """Remove temporary files that killed processes left; returns how many."""
-        if self._temporary is None or not self._temporary.is_dir():
+        # Through a link it would remove somebody's files, and so it would by any name.
+        if self._temporary is None or self._temporary.is_symlink() or not self._temporary.is_dir():
             return 0
-        return sum(_remove_if_abandoned(path) for path in self._temporary.iterdir())
+        found = (path for path in self._temporary.iterdir() if _UNIQUE.search(path.name))
+        return sum(map(_remove_if_abandoned, found))
 
 
 def _is_folder(path: Path) -> bool:

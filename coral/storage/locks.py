@@ -28,12 +28,19 @@ def _open(path: Path, *, shared: bool = False) -> int:
             if not shared or error.errno not in _MAY_NOT_WRITE:
                 raise
             # Who may only read the folder still keeps others from collecting what is being read.
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def _refuse_link(folder: Path) -> None:
+    # A lock is made where there is none: not in a folder that a repository from elsewhere leads to.
+    if folder.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
 
 def _create(path: Path) -> int:
     # The umask says whether colleagues of a group may hold it as well.
-    flags, mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666
+    flags, mode = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+    _refuse_link(path.parent)
     try:
         return disk.current.open(path, flags, mode)
     except FileNotFoundError:

@@ -561,3 +561,46 @@ def test_leftovers_beside_a_target_are_swept(tmp_path: Path) -> None:
         assert other.exists()
         living.publish("model.bin")
     assert (tmp_path / "model.bin").read_bytes() == b"whole"
+
+
+def test_a_folder_below_is_no_link(tmp_path: Path) -> None:
+    """A link in place of a folder's own folder, or of the one for temporary files, is not written or removed through."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    old = outside / "precious.0123456789abcdef"
+    for path in (old, outside / "precious"):
+        path.write_bytes(b"precious")
+        os.utime(path, (1, 1))
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "packs").symlink_to(outside)
+    packs = Folder(root).sub("packs")
+    actions = (
+        lambda: packs.write("new", b"x"),
+        lambda: packs.create("new", b"x"),
+        lambda: packs.append("new"),
+        lambda: packs.remove("precious"),
+        lambda: packs.remove_all(["precious"]),
+        lambda: packs.move("precious", "stolen"),
+        lambda: packs.sub("deeper").write("new", b"x"),
+    )
+    for action in actions:
+        with pytest.raises(StorageError):
+            action()
+    (root / "tmp").symlink_to(outside)
+    folder = Folder(root, temporary=root / "tmp")
+    with pytest.raises(StorageError):
+        folder.write("new", b"x")
+    assert folder.sweep_temporary() == 0
+    assert everything(outside) == {"precious": b"precious", old.name: b"precious"}
+
+
+def test_only_temporary_files_are_swept(tmp_path: Path) -> None:
+    """What somebody else put among the temporary files stays, however old it is."""
+    folder = Folder(tmp_path, temporary=tmp_path / "tmp")
+    folder.write("x", b"data")
+    for name in ("notes.txt", "x.0123456789abcdef"):
+        (tmp_path / "tmp" / name).write_bytes(b"data")
+        os.utime(tmp_path / "tmp" / name, (1, 1))
+    assert folder.sweep_temporary() == 1
+    assert everything(tmp_path / "tmp") == {"notes.txt": b"data"}

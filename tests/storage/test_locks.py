@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from coral.errors import LockedError
+from coral.errors import LockedError, StorageError
 from coral.storage.locks import ProcessLock, file_lock, is_held
 from tests.storage.test_folder import run_python, start_python
 
@@ -261,3 +261,18 @@ def test_a_lock_is_made_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o664
+
+
+def test_a_lock_is_not_made_elsewhere(tmp_path: Path) -> None:
+    """A link in place of a lock file, or of the folder of them, makes no file where it leads."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "store").symlink_to(outside / "made")
+    (tmp_path / "linked").symlink_to(outside)
+    for path in (tmp_path / "locks" / "store", tmp_path / "linked" / "store"):
+        with pytest.raises(StorageError), file_lock(path, timeout=0):
+            pass
+        with pytest.raises(StorageError):
+            ProcessLock(path)
+    assert not list(outside.iterdir())
