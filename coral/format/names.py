@@ -92,6 +92,7 @@ def check_part_name(name: str) -> str:
 
 
 def _folds_to_dot_git(part: str) -> bool:
-    # File systems that fold case or ignore zero-width characters would let these reach the metadata folders.
-    visible = "".join(char for char in part if unicodedata.category(char) != "Cf")
+    # File systems that fold case or ignore zero-width characters would let these reach the metadata folders; on some,
+    # ".git::$INDEX_ALLOCATION" is another name of ".git".
+    visible = "".join(char for char in part.partition(":")[0] if unicodedata.category(char) != "Cf")
     return unicodedata.normalize("NFKC", visible).casefold().rstrip(". ") in (".git", ".coral", "git~1", "coral~1")

@@ -28,6 +28,7 @@ from coral.errors import (
     RefNotFoundError,
     RepositoryNotFoundError,
     StorageError,
+    UsageError,
 )
 from coral.history import loose
 from coral.history.loose import Kind
@@ -182,14 +183,23 @@ class Handle:
             return _KIND_NAMES[int(self._packs.read_header(oid)[0])]
 
     def write(self, kind: Kind, data: bytes) -> str:
-        """Store an object, durably; returns its hash."""
+        """Store an object, durably; returns its hash. Raises UsageError for one that would be too large to be read."""
+        if len(data) > loose.LIMITS[kind]:
+            raise UsageError(f"a {kind} of {len(data):,} bytes: at most {loose.LIMITS[kind]:,} can be kept")
         oid = loose.object_hash(kind, data)
         if self._keep_existing(oid):
             return oid
+        self._refuse_link(oid[:2])
         with _translated("the git objects of", str(self.git_dir)):
             self._repo.odb.write(_KINDS[kind], data)
         self._settle_fan_out(oid[:2])
         return oid
+
+    def _refuse_link(self, fan_out: str) -> None:
+        if fan_out not in self._durable_folders:
+            path = self.git_dir / "objects" / fan_out
+            if path.is_symlink() or path.parent.is_symlink():
+                raise StorageError(f"{path} is reached through a symbolic link", hint="remove it")
 
     def _keep_existing(self, oid: str) -> bool:
         """Make sure of an object that is there already: readable and durable; drop a damaged loose file."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import zlib
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from coral.errors import CorruptionError
 from coral.storage.folder import translate_errors
@@ -14,6 +14,10 @@ from coral.storage.folder import translate_errors
 Kind = Literal["blob", "tree", "commit", "tag"]
 _HEAD = re.compile(rb"(blob|tree|commit|tag) (0|[1-9]\d{0,15})\0", re.ASCII)
 _HEAD_BYTES = 32
+_MIB = 1 << 20
+LIMITS: Final = {"blob": 512 * _MIB, "tree": 64 * _MIB, "commit": 64 * _MIB, "tag": 64 * _MIB}
+"""Most bytes of an object that is written or read: a small file may unfold to gigabytes."""
+_MOST_STORED = max(LIMITS.values()) + _MIB
 
 
 def key(oid: str) -> str:
@@ -40,7 +44,7 @@ def read(path: str, oid: str) -> tuple[Kind, bytes] | None:
     stream = zlib.decompressobj()
     try:
         head = _HEAD.match(text := stream.decompress(raw, _HEAD_BYTES))
-        if head is None:
+        if head is None or int(head[2]) > LIMITS[head[1].decode()]:
             raise _damaged(oid)
         # One byte more than announced: a stream that goes on is refused without being unpacked.
         rest = max(int(head[2]) - (len(text) - head.end()), 0)
@@ -70,14 +74,15 @@ def kind(path: str, oid: str) -> Kind | None:
 def _bytes(path: str, limit: int = -1) -> bytes | None:
     try:
         # Found in a pack most of the time, so that a missing file must cost little.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe in its place is not waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
         with translate_errors(path):
             raise error
     with open(fd, "rb", buffering=0) as file, translate_errors(path):
-        return file.read(limit)
+        return file.read(min(os.fstat(fd).st_size, _MOST_STORED) if limit < 0 else limit)
 
 
 def _damaged(oid: str) -> CorruptionError:

@@ -15,7 +15,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from coral.errors import AlreadyExistsError, ConflictError, CoralError, LockedError, RefNotFoundError, UsageError
+from coral.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CoralError,
+    LockedError,
+    RefNotFoundError,
+    StorageError,
+    UsageError,
+)
 from coral.format.names import check_ref_name
 from coral.history.commit import is_hash, to_datetime
 from coral.history.libgit import Handle, RefTarget
@@ -206,10 +214,20 @@ class Refs:
     @contextlib.contextmanager
     def _writing(self, ref: str) -> Iterator[None]:
         with file_lock(self._lock):
+            self._refuse_links(ref)
             self._sweep([f"{ref}.lock", *_SINGLE_LOCKS] if self._swept_all else self._all_locks())
             self._swept_all = True
             yield
             self._sync_folders(ref)
+
+    def _refuse_links(self, ref: str) -> None:
+        """Raise StorageError where libgit2 would write through a symbolic link, and so perhaps outside."""
+        for name in (ref, f"logs/{ref}", "HEAD", "logs/HEAD", "packed-refs"):
+            path = self._folder.path(name)
+            way = path.relative_to(self._folder.root)
+            for place in (way, *list(way.parents)[:-1]):
+                if (self._folder.root / place).is_symlink():
+                    raise StorageError(f"{self._folder.root / place} is a symbolic link", hint="remove it")
 
     def _all_locks(self) -> list[str]:
         found = list(_SINGLE_LOCKS)

@@ -103,7 +103,16 @@ def test_part_names(name: str) -> None:
     [
         *("", "/", "/etc/passwd", "a//b", "a/", "./a", "../a", "a/../b", "a/..", "a\0b", "a\nb", "a\\b", "a\x7fb"),
         *("\ud800", ".git", ".coral/x", "a/.git/hooks/post-commit", ".GIT/config", ".cor\u200bal/x", "x" * 256),
-        *("a/" * 600 + "b", ".git./x", ".git /x", "git~1/config", "\uff0egit/config", "\u2028", "a\x85"),
+        *(
+            "a/" * 600 + "b",
+            ".git./x",
+            ".git /x",
+            "git~1/config",
+            ".git::$INDEX_ALLOCATION/x",
+            "\uff0egit/config",
+            "\u2028",
+            "a\x85",
+        ),
     ],
 )
 def test_part_names_that_leave_or_hide(name: str) -> None:

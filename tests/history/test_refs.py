@@ -20,6 +20,7 @@ from coral.errors import (
     NotFoundError,
     RefNotFoundError,
     RepositoryNotFoundError,
+    StorageError,
     UsageError,
 )
 from coral.history import history as history_module
@@ -426,3 +427,20 @@ def test_tags_on_other_things(history: History, git: Git) -> None:
         history.create_tag("blob", one)
     history.delete_tag("blob")
     history.move_branch("main", one, expected=one, reason="x")
+
+
+@pytest.mark.parametrize("place", ["refs/heads", "logs/HEAD", "logs/refs/heads/main", "HEAD", "packed-refs", "objects"])
+def test_nothing_is_written_through_a_link(history: History, tmp_path: Path, place: str) -> None:
+    """In a repository from elsewhere a ref, a reflog or the objects may be links to the user's own files."""
+    commit_on(history, "main", "one")
+    outside, path = tmp_path / "outside", history.git_dir / place
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.write_bytes(b"")
+    path.symlink_to(outside)
+    before = sorted((str(one), one.is_file() and one.read_bytes()) for one in (outside, *outside.rglob("*")))
+    fresh = History(history.git_dir, locks=history.git_dir.parent / "locks")
+    with pytest.raises(StorageError, match="symbolic link"):
+        commit_on(fresh, "main", "two")
+    assert before == sorted((str(one), one.is_file() and one.read_bytes()) for one in (outside, *outside.rglob("*")))

@@ -564,7 +564,7 @@ def test_leftovers_beside_a_target_are_swept(tmp_path: Path) -> None:
 
 
 def test_a_folder_below_is_no_link(tmp_path: Path) -> None:
-    """A link in place of a folder's own folder, or of the one for temporary files, is not written or removed through."""
+    """A link in place of a folder's own folder, or of the one for temporary files, is not written through."""
     outside = tmp_path / "outside"
     outside.mkdir()
     old = outside / "precious.0123456789abcdef"
