@@ -58,6 +58,7 @@ class PackIndex:
     Attributes:
         nbytes: length of the buffer.
         ids: the sorted ids, one after the other.
+        entries: in their order, 24 bytes each.
 
     Raises:
         CorruptionError: not an index, or one with a flipped bit.
@@ -75,7 +76,7 @@ class PackIndex:
         self.nbytes = len(view)
         self._fanout = view[len(MAGIC) + _COUNT.size : _IDS_AT]
         self.ids = view[_IDS_AT : _IDS_AT + self._count * ID_BYTES]
-        self._entries = view[_IDS_AT + self._count * ID_BYTES : -8]
+        self.entries = view[_IDS_AT + self._count * ID_BYTES : -8]
 
     def __len__(self) -> int:
         return self._count
@@ -106,7 +107,7 @@ class PackIndex:
 
     def entry(self, position: int) -> Entry:
         """Where the record of the id at a position lies."""
-        offset, stored, raw, kind, codec, depth, item, _ = _ENTRY.unpack_from(self._entries, position * _ENTRY.size)
+        offset, stored, raw, kind, codec, depth, item, _ = _ENTRY.unpack_from(self.entries, position * _ENTRY.size)
         return Entry(offset, stored, raw, kind, codec, depth, item)
 
 

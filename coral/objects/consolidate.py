@@ -93,7 +93,8 @@ def _merge(store: ChunkStore, packs: list[Pack]) -> int:
         whole = [pack for pack in packs if not pack.damaged]
         if len(whole) < 2:
             return 0
-        publish_pack(store, merged, entries)
+        # No younger than what is in it, so that garbage need not wait once more.
+        publish_pack(store, merged, entries, modified=max(pack.modified for pack in packs))
     for pack in whole:
         store.packs.forget(pack)
         # The index first: a pack without one is invisible, an index without its pack would mislead.

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from coral.errors import CorruptionError, NotFoundError
 from coral.format import codecs
@@ -23,9 +23,13 @@ from coral.objects.scratch import Scratch
 from coral.objects.table import IdTable
 from coral.storage.folder import Folder, ReadFile
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
 PACK, INDEX = ".pack", ".idx"
-_NAME = re.compile(r"(\d{8})-[0-9a-f]{16}", re.ASCII)
+NAME = re.compile(r"(\d{8})-[0-9a-f]{16}", re.ASCII)
 _LAST_NUMBER = 99_999_999
 # A process may have 1,024 files open, on macOS 256, and most of those are for the program that trains.
 _OPEN_FILES = 64
@@ -69,6 +73,15 @@ class Pack:
     def index(self) -> PackIndex:
         """The index, made anew where it is damaged. Raises NotFoundError when it was merged away."""
         return self._kept.indexes.get(self.name, self._load_index)
+
+    @property
+    def modified(self) -> float:
+        """When it was written, or relied on, in seconds since 1970. Raises NotFoundError when it was merged away."""
+        return self._folder.modified(self.name + PACK)
+
+    def keep_young(self) -> None:
+        """Have it count as written just now. Raises NotFoundError when it was merged away."""
+        self._folder.mark_changed(self.name + PACK)
 
     def _load_index(self) -> PackIndex:
         try:
@@ -172,7 +185,7 @@ class PackSet:
         found = [
             stem
             for stem in (name.removesuffix(INDEX) for name in names if name.endswith(INDEX))
-            if _NAME.fullmatch(stem) and stem + PACK in names
+            if NAME.fullmatch(stem) and stem + PACK in names
         ]
         known = {pack.name: pack for pack in view.packs}
         if known.keys() == set(found):
@@ -216,7 +229,7 @@ class PackSet:
         """A fresh pack name; names sort by age, so that newer packs are searched first (past 99999999 by chance)."""
         newest = max((int(pack.name.partition("-")[0]) for pack in self.packs), default=0)
         name = f"{min(newest + 1, _LAST_NUMBER):08d}-{secrets.token_hex(8)}"
-        assert _NAME.fullmatch(name)
+        assert NAME.fullmatch(name)
         return name
 
     def __contains__(self, chunk: ChunkId) -> bool:
@@ -256,6 +269,10 @@ class PackSet:
             # Let go of, and when wanted again the pack had been merged away.
             self.forget(pack)
             return None
+
+    def repeated(self) -> NDArray[np.uint64]:
+        """The first eight bytes of each id of which there is more than one record, sorted."""
+        return self._search().table.repeated()
 
     def base_of(self, chunk: ChunkId) -> ChunkId | None:
         """The chunk that a record is encoded against; None for one that stands alone.

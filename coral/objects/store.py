@@ -23,6 +23,10 @@ from coral.objects.packs import PackSet
 from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
 from coral.objects.source import BytesSource
+from coral.objects.trash import Trash
+from coral.storage.folder import Folder
+from coral.storage.gate import ALONE_SECONDS, Gate
+from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from coral.objects.writer import StoreWriter
-    from coral.storage.folder import Folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +85,8 @@ class ChunkStore:
         self.threads = threads or _cores()
         self.memory = Memory(memory) if memory is not None else None
         self.packs = PackSet(folder)
+        self.trash = Trash(Folder(folder.root.parent))
+        self._gate = Gate(lock)
         # One for each level of a delta and its bases, all of which are read at once.
         self._records = [Scratch() for _ in range(_DEEPEST + 1)]
         self._bases = [Scratch() for _ in range(_DEEPEST + 1)]
@@ -120,16 +125,58 @@ class ChunkStore:
 
     # -- writing
 
-    def writer(self) -> StoreWriter:
-        """Start writing; nothing counts until the writer is sealed."""
+    def writer(self, *, keeps_young: bool = False) -> StoreWriter:
+        """Start writing; nothing counts until the writer is sealed.
+
+        Args:
+            keeps_young: what is found here already is kept from garbage collection for its grace period, as what is
+                new is. For who names it only after the writer is sealed, and does not hold the store (:meth:`held`).
+        """
         from coral.objects.writer import StoreWriter
 
-        self.packs.refresh()
-        return StoreWriter(self)
+        return StoreWriter(self, keeps_young=keeps_young)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep garbage collection away: to be held from the first look at what is there until something names it.
+
+        Raises:
+            LockedError: a collection takes too long.
+        """
+        with self._gate.shared():
+            # Only now: what was seen before may have been collected since.
+            self.packs.refresh()
+            self.trash.refresh()
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, *, timeout: float = ALONE_SECONDS) -> Iterator[None]:
+        """Have nobody write, or rely on what is here. Raises LockedError."""
+        with self._gate.alone(timeout=timeout):
+            self.packs.refresh()
+            self.trash.refresh()
+            yield
+
+    def take_back(self, chunks: Iterable[ChunkId]) -> int:
+        """Take chunks out of the trash that lie only there; returns how many packs came back. The store must be held.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if self.trash.is_empty:
+            return 0
+        wanted = [chunk for chunk in chunks if chunk not in self.packs and self.trash.holds(chunk)]
+        if not wanted:
+            return 0
+        with file_lock(self.lock.with_name("trash")):
+            # Another process may have taken them out meanwhile.
+            self.packs.refresh()
+            self.trash.refresh()
+            return self.trash.take_back(wanted, self.packs)
 
     def put_bytes(self, data: Buffer) -> ContentRef:
         """Store plain bytes, durably; returns their reference."""
-        with self.writer() as writer:
+        with self.writer(keeps_young=True) as writer:
             (record,) = writer.write_tensors([BytesSource("data", data)])
             writer.seal()
         self.consolidate()

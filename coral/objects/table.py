@@ -53,6 +53,10 @@ class IdTable:
             at += 1
         return [divmod(place, 1 << 32) for place in self._found[start:at]] if at > start else ()
 
+    def repeated(self) -> NDArray[np.uint64]:
+        """The first eight bytes of each id of which there is more than one record, sorted."""
+        return np.unique(self._prefixes[1:][self._prefixes[1:] == self._prefixes[:-1]])
+
     def without(self, packs: frozenset[int]) -> IdTable:
         """This table less the records of some packs."""
         if not packs:
@@ -74,7 +78,11 @@ class IdTable:
         return IdTable(prefixes, places, self.packs | columns.keys())
 
 
+def prefixes_of(index: PackIndex) -> NDArray[np.uint64]:
+    """The first eight bytes of each id of an index, as numbers."""
+    return np.frombuffer(index.ids, ">u8")[:: ID_BYTES // _PREFIX.size].astype(np.uint64)
+
+
 def _columns(number: int, index: PackIndex) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    prefixes = np.frombuffer(index.ids, ">u8")[:: ID_BYTES // _PREFIX.size].astype(np.uint64)
     first = number << 32
-    return prefixes, np.arange(first, first + len(index), dtype=np.uint64)
+    return prefixes_of(index), np.arange(first, first + len(index), dtype=np.uint64)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
-from coral.errors import CorruptionError, StorageError, UnsupportedValueError
+from coral.errors import CorruptionError, NotFoundError, StorageError, UnsupportedValueError
 from coral.format import codecs
 from coral.format.chunking import cuts
 from coral.format.codecs.kernel import kernel
@@ -40,9 +41,9 @@ from coral.objects.packs import INDEX, PACK
 from coral.objects.parent import UNKNOWN, Mark, Parent
 from coral.objects.scratch import Scratch
 from coral.objects.store import fit
-from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
+    from coral.objects.packs import Pack
     from coral.objects.parent import Copy, TensorParent
     from coral.objects.source import TensorSource
     from coral.objects.store import ChunkStore
@@ -52,6 +53,7 @@ T = TypeVar("T")
 _BATCH_BYTES = 4 << 20
 _SMALL = 16384
 _WORTH_A_WORKER = 1 << 20
+_YOUNG_SECONDS = 60 * 60.0
 _CLAIMED = Entry(0, 0, 0, 0, 0, 0, 0)
 
 Progress = Callable[[int], None]
@@ -218,14 +220,20 @@ class TensorHasher:
 class StoreWriter(TensorHasher):
     """Writes tensors into packs of its own. Use as a context manager: what is not sealed is thrown away.
 
-    While it lives it holds the store's lock, shared, so that garbage collection cannot take what it relies on.
+    While it lives it holds the store, so that garbage collection cannot take what it relies on; what it found in the
+    trash it takes back out.
+
+    Args:
+        keeps_young: see :meth:`ChunkStore.writer`.
     """
 
-    def __init__(self, store: ChunkStore) -> None:
+    def __init__(self, store: ChunkStore, *, keeps_young: bool = False) -> None:
         super().__init__(store)
         self._lock = threading.Lock()
         self._holding = contextlib.ExitStack()
-        self._holding.enter_context(file_lock(store.lock, shared=True))
+        self._holding.enter_context(store.held())
+        self._keeps_young = keeps_young
+        self._relied_on: set[Pack] = set()
         self._pack: NewFile | None = None
         self._entries: dict[ChunkId, Entry] = {}
         self._bases: dict[ChunkId, ChunkId] = {}
@@ -241,6 +249,7 @@ class StoreWriter(TensorHasher):
             StorageError: the disk refused; nothing of it counts.
         """
         with self._holding:
+            self._keep_young()
             return self._publish()
 
     def _publish(self) -> int:
@@ -385,13 +394,29 @@ class StoreWriter(TensorHasher):
 
     def _claim(self, chunk: ChunkId) -> bool:
         """Whether this thread is to write the chunk: the store lacks it, and no other thread is at it."""
-        if self._has(chunk):
+        if self._has(chunk) or self._store.take_back([chunk]):
+            self._rely_on(chunk)
             return False
         with self._lock:
             if chunk in self._entries:
                 return False
             self._entries[chunk] = _CLAIMED
             return True
+
+    def _rely_on(self, chunk: ChunkId) -> None:
+        if self._keeps_young and chunk not in self._entries:
+            found = self._store.packs.find(chunk)
+            if found is not None:
+                self._relied_on.add(found[0])
+
+    def _keep_young(self) -> None:
+        """Keep what was found in old packs from being collected before somebody names it."""
+        relied_on, self._relied_on = self._relied_on, set()
+        for pack in relied_on:
+            # It may have been merged into a newer one, or be a colleague's, who alone may mark it.
+            with contextlib.suppress(NotFoundError, StorageError):
+                if time.time() - pack.modified > _YOUNG_SECONDS:
+                    pack.keep_young()
 
     def _verify(
         self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry, delta: _Delta | None
@@ -442,8 +467,13 @@ class StoreWriter(TensorHasher):
             return self._pack
 
 
-def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]) -> None:
-    """Give a written pack its name, durably, and then its index; only then do readers see it.
+def publish_pack(
+    store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry], *, modified: float | None = None
+) -> str:
+    """Give a written pack its name, durably, and then its index; only then do readers see it. Returns its name.
+
+    Args:
+        modified: when what is in it was written, in seconds since 1970; None is now.
 
     Raises:
         CorruptionError: a record was claimed and never written, so the pack must not be published.
@@ -452,7 +482,7 @@ def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]
         raise CorruptionError("a pack was sealed while it was being written", hint="nothing of it was stored")
     name = store.packs.new_name()
     index = build_index(entries.items())
-    pack.publish(name + PACK, mode=0o444)
+    pack.publish(name + PACK, mode=0o444, modified=modified)
     try:
         store.folder.write(name + INDEX, index)
     except BaseException:
@@ -462,6 +492,7 @@ def publish_pack(store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry]
                 store.folder.remove(name + PACK)
         raise
     store.packs.refresh()
+    return name
 
 
 def _nbytes(source: TensorSource) -> int:

@@ -35,6 +35,8 @@ class Disk:
     link = staticmethod(os.link)
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
+    rmdir = staticmethod(os.rmdir)
+    utime = staticmethod(os.utime)
 
 
 current: Disk = Disk()

@@ -227,13 +227,20 @@ class NewFile:
         self.size = size
         self._started = min(self._started, size)
 
-    def publish(self, key: str, *, mode: int | None = None) -> Path:
-        """Make the bytes durable, then give them their name, replacing what had it; returns the path."""
+    def publish(self, key: str, *, mode: int | None = None, modified: float | None = None) -> Path:
+        """Make the bytes durable, then give them their name, replacing what had it; returns the path.
+
+        Args:
+            mode: permissions; None leaves them to the umask.
+            modified: time of the last change, in seconds since 1970; None is now.
+        """
         target = self._folder.path(key)
         try:
             with translate_errors(target):
                 if mode is not None:
                     disk.current.fchmod(self._fd, mode)
+                if modified is not None:
+                    disk.current.utime(self._fd, (modified, modified))
                 disk.current.fsync(self._fd)
             self._folder.make_folder(os.path.dirname(key))
             with translate_errors(target):
@@ -357,6 +364,12 @@ class Folder:
         path = self.path(key)
         with translate_errors(path):
             return path.stat().st_size
+
+    def modified(self, key: str) -> float:
+        """When a file was last changed, in seconds since 1970. Raises NotFoundError."""
+        path = self.path(key)
+        with translate_errors(path):
+            return path.stat().st_mtime
 
     def names(self, key: str = "") -> list[str]:
         """The sorted names in a folder; empty when there is no such folder."""
@@ -502,6 +515,24 @@ class Folder:
         for folder in sorted({path.parent for path in paths}):
             with translate_errors(folder):
                 sync_folder(folder)
+
+    def mark_changed(self, key: str) -> None:
+        """Mark a file as changed just now. Raises NotFoundError."""
+        path = self._inside(key)
+        with translate_errors(path):
+            disk.current.utime(path)
+
+    def remove_folder(self, key: str) -> None:
+        """Remove an empty folder, durably; a missing one is fine, and one that is not empty stays."""
+        path = self._inside(key)
+        with translate_errors(path):
+            try:
+                disk.current.rmdir(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return
+            sync_folder(path.parent)
 
     def sync(self, key: str) -> None:
         """Make the files in a folder, which another library wrote, and their names durable."""
