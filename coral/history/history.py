@@ -25,7 +25,9 @@ from coral.history.commit import Commit, CommitObject
 from coral.history.consolidate import consolidate
 from coral.history.expressions import Expressions
 from coral.history.libgit import Handle, RefTarget
-from coral.history.refs import TAGS, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
+from coral.history.operations import Operation, OperationLog
+from coral.history.reachable import Reachable
+from coral.history.refs import TAGS, Change, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
 from coral.history.walk import latest_first, merge_base, newest_first
 from coral.storage.folder import Folder
 
@@ -56,7 +58,8 @@ class History:
         self.git_dir = git_dir
         self._locks = locks
         self._handle = Handle(git_dir)
-        self._refs = Refs(self._handle, locks)
+        self._operations = OperationLog(Folder(locks.parent))
+        self._refs = Refs(self._handle, locks, self._operations)
         self._expressions = Expressions(self._handle, self._refs, self._object)
 
     @classmethod
@@ -177,6 +180,10 @@ class History:
         head, _, _ = self._handle.read(check_hash(commit_hash))[1].partition(b"\n\n")
         return b"\ngpgsig " in head
 
+    def has(self, oid: str) -> bool:
+        """Whether there is a commit of this full hash."""
+        return self._handle.exists(check_hash(oid)) and self._handle.kind(oid) == "commit"
+
     def consolidate(self, *, force: bool = False) -> int:
         """Put loose objects into one pack when there are many (or when forced); returns how many it took.
 
@@ -287,6 +294,42 @@ class History:
         """Move a detached HEAD by compare-and-swap. Raises ConflictError."""
         self._object(new)
         self._refs.move_detached_head(new, expected=expected, reason=reason)
+
+    # -- operations
+
+    def operation(self, command: str | None = None, *, files: bool = False) -> contextlib.AbstractContextManager[None]:
+        """All refs that this thread moves inside are moved by one operation, which can be undone as one.
+
+        Args:
+            command: what is done, for people; None takes the reason of the first move.
+            files: the project's files follow HEAD.
+        """
+        return self._operations.operation(command, **({"files": True} if files else {}))
+
+    def note_collection(self, trash: str | None) -> None:
+        """Note that garbage was put into the trash, under this name; None where it was removed at once."""
+        self._operations.append("gc", [], trash=trash)
+
+    def operations(self) -> list[Operation]:
+        """What was done to the refs, the newest first, as far as it was noted."""
+        return self._operations.operations()
+
+    def named_since(self, when: float) -> set[str]:
+        """The objects that operations since a time, in seconds since 1970, name; each can be put back."""
+        return {oid for oid in self._operations.named_since(when) if self._handle.exists(oid)}
+
+    def put_back(self, changes: Mapping[str, Change], *, undoes: Sequence[Operation]) -> None:
+        """Put refs back to where they were before some operations. Raises ConflictError when one has moved since."""
+        done, ids = ", ".join(one.command for one in undoes), [one.id for one in undoes]
+        with self._operations.operation(f"undo: {done}", undoes=ids, files=any(one.files for one in undoes)):
+            if changes:
+                self._refs.restore(changes, reason=f"undo: {done}")
+            else:
+                self._operations.append("undo", [])
+
+    def reachable(self) -> Reachable:
+        """All that the history reaches, to be walked."""
+        return Reachable(self._handle)
 
     # -- reading
 

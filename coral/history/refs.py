@@ -1,7 +1,8 @@
 """Branches, tags and HEAD: the only things of the history that move.
 
 Every write *must* hold the flock ``refs``: it sweeps lock files that a killed process left, compares the ref with what
-the caller expects, moves it by libgit2's own compare-and-swap, and syncs the folders on its way before it returns.
+the caller expects, moves it by libgit2's own compare-and-swap, and syncs the folders on its way; then the log of
+operations is told of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from coral.errors import (
 from coral.format.names import check_ref_name
 from coral.history.commit import is_hash, to_datetime
 from coral.history.libgit import Handle, RefTarget
+from coral.history.operations import Move, OperationLog
 from coral.storage.folder import Folder, sync_folder, translate_errors
 from coral.storage.locks import file_lock
 
@@ -55,15 +57,29 @@ class ReflogEntry:
     time: datetime
 
 
+class Change(NamedTuple):
+    """Where a ref is, and where it shall be: a hash, ``ref: <name>``, or None for no such ref.
+
+    Attributes:
+        reflog_of: the ref whose reflog it takes over.
+    """
+
+    expected: str | None
+    target: str | None
+    reflog_of: str | None = None
+
+
 class Refs:
     """The refs of one repository.
 
     Args:
         handle: the repository.
         locks: the folder of coral's flock files.
+        log: where each move is noted.
     """
 
-    def __init__(self, handle: Handle, locks: Path) -> None:
+    def __init__(self, handle: Handle, locks: Path, log: OperationLog) -> None:
+        self._log = log
         self._handle = handle
         self._lock = locks / "refs"
         self._folder = Folder(handle.git_dir)
@@ -108,10 +124,11 @@ class Refs:
 
     def create(self, ref: str, oid: str, *, reason: str, force: bool = False) -> None:
         """Create a ref (full name), or move it there when forced."""
-        with self._writing(ref):
+        with self._writing(ref, reason) as moves:
             held = self.oid(ref)
             if held is not None and not force:
                 raise _taken(ref)
+            moves.append(Move(ref, held, oid))
             if held is not None:
                 self._handle.move_ref(ref, RefTarget(oid, None), _one_line(reason), expected=RefTarget(held, None))
             else:
@@ -119,10 +136,11 @@ class Refs:
 
     def move(self, ref: str, oid: str, *, expected: str | None, reason: str) -> None:
         """Move a ref that is at ``expected`` (None: does not exist). Raises ConflictError otherwise."""
-        with self._writing(ref):
+        with self._writing(ref, reason) as moves:
             held = self.oid(ref)
             if held != expected:
                 raise _moved(ref, held, expected)
+            moves.append(Move(ref, held, oid))
             if expected is None:
                 self._create(ref, RefTarget(oid, None), reason)
             else:
@@ -130,9 +148,11 @@ class Refs:
 
     def delete(self, ref: str) -> None:
         """Delete a ref and its reflog. Raises RefNotFoundError, ConflictError for HEAD's branch."""
-        with self._writing(ref):
-            if self._handle.ref(ref) is None:
+        with self._writing(ref, f"{'tag' if ref.startswith(TAGS) else 'branch'} -d {short(ref)}") as moves:
+            held = self._handle.ref(ref)
+            if held is None:
                 raise missing_ref(ref, self._names_like(ref))
+            moves.append(Move(ref, _said(held), None))
             head = self._handle.ref("HEAD")
             if head is not None and head.ref == ref:
                 raise ConflictError(
@@ -144,7 +164,7 @@ class Refs:
     def rename(self, old: str, new: str) -> None:
         """Rename a branch (full names) with its reflog; HEAD follows it. A kill in between leaves both names."""
         reason = f"Branch: renamed {old} to {new}"
-        with self._writing(new):
+        with self._writing(new, reason, renames=True) as moves:
             head, oid = self._handle.ref("HEAD"), self.oid(old)
             on_it = head is not None and head.ref == old
             if oid is None and not on_it:
@@ -156,23 +176,57 @@ class Refs:
             if oid is not None:
                 self._create(new, RefTarget(oid, None), reason)
                 self._copy_reflog(old, new)
+                moves += [Move(new, None, oid), Move(old, oid, None)]
             if on_it and head is not None:
                 self._handle.move_ref("HEAD", RefTarget(None, new), reason, expected=head)
+                moves.append(Move("HEAD", _said(head), f"ref: {new}"))
             self._delete(old)
 
     def set_head(self, target: RefTarget, reason: str) -> None:
         """Point HEAD at a branch or, detached, at a commit."""
-        with self._writing("HEAD"):
+        with self._writing("HEAD", reason) as moves:
+            held = self._handle.ref("HEAD")
             self._handle.create_ref("HEAD", target, _one_line(reason), force=True)
+            if held != target:
+                moves.append(Move("HEAD", None if held is None else _said(held), _said(target)))
 
     def move_detached_head(self, oid: str, *, expected: str, reason: str) -> None:
         """Move a detached HEAD that is at ``expected``. Raises ConflictError otherwise."""
-        with self._writing("HEAD"):
+        with self._writing("HEAD", reason) as moves:
             head = self._handle.ref("HEAD")
             if head is None or head.oid != expected:
                 held = head.oid or head.ref if head is not None else None
                 raise _moved("HEAD", held, expected)
             self._handle.move_ref("HEAD", RefTarget(oid, None), _one_line(reason), expected=head)
+            moves.append(Move("HEAD", expected, oid))
+
+    def restore(self, changes: Mapping[str, Change], *, reason: str) -> None:
+        """Put refs back to where they were, all of them or none. Raises ConflictError when one has moved since."""
+        with self._writing("HEAD", reason) as moves:
+            for ref, change in changes.items():
+                held = self._handle.ref(ref)
+                if (None if held is None else _said(held)) != change.expected:
+                    raise ConflictError(
+                        f"{short(ref)!r} has moved since, so it cannot be put back",
+                        hint="'coral undo --list' shows what was done, 'coral reflog' where it was",
+                    )
+            # What HEAD may be put on comes first, and goes last.
+            for ref, change in sorted(changes.items(), key=lambda item: (item[1].target is None, item[0] == "HEAD")):
+                self._restore(ref, change, reason)
+                moves.append(Move(ref, change.expected, change.target))
+        for ref in changes:
+            self._sync_folders(ref)
+
+    def _restore(self, ref: str, change: Change, reason: str) -> None:
+        if change.target is None:
+            self._delete(ref)
+        elif change.expected is None:
+            self._create(ref, _target(change.target), reason)
+            if change.reflog_of is not None:
+                self._copy_reflog(change.reflog_of, ref)
+        else:
+            # Looked at under the lock; libgit2 moves no ref from a commit to a branch.
+            self._handle.create_ref(ref, _target(change.target), _one_line(reason), force=True)
 
     def sweep(self) -> None:
         """Remove every lock file that a killed process left."""
@@ -212,13 +266,17 @@ class Refs:
     # -- locks and durability
 
     @contextlib.contextmanager
-    def _writing(self, ref: str) -> Iterator[None]:
+    def _writing(self, ref: str, reason: str, *, renames: bool = False) -> Iterator[list[Move]]:
+        """Hold the lock; what is put into the list has moved when the block ends well."""
+        moves: list[Move] = []
         with file_lock(self._lock):
             self._refuse_links(ref)
             self._sweep([f"{ref}.lock", *_SINGLE_LOCKS] if self._swept_all else self._all_locks())
             self._swept_all = True
-            yield
+            yield moves
             self._sync_folders(ref)
+            if moves:
+                self._log.append(_one_line(reason), moves, renames=renames)
 
     def _refuse_links(self, ref: str) -> None:
         """Raise StorageError where libgit2 would write through a symbolic link, and so perhaps outside."""
@@ -275,6 +333,15 @@ class Refs:
             folder = next(folder for folder in path.parents if folder.is_dir())
             with translate_errors(folder):
                 sync_folder(folder)
+
+
+def _said(target: RefTarget) -> str:
+    return target.oid if target.oid is not None else f"ref: {target.ref}"
+
+
+def _target(text: str) -> RefTarget:
+    symbolic = text.removeprefix("ref: ")
+    return RefTarget(text, None) if symbolic == text else RefTarget(None, symbolic)
 
 
 def branch_ref(name: str) -> str:

@@ -103,8 +103,10 @@ class _Disk:
 
 
 def _matters(path: str, root: str) -> bool:
-    # The lock files are empty and a leftover temporary name is nothing.
+    # The lock files are empty, a leftover temporary name is nothing, and the log of operations is only advisory.
     name = Path(path).name
+    if path.endswith(".coral/operations"):
+        return False
     return not ("/locks" in path or "tmp_object" in name or name.endswith((".lock", ".coral-tmp")) or path == root)
 
 
