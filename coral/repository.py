@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -40,11 +41,12 @@ from coral.verbs.worktree import CheckoutResult, Plan, WorkTree
 if TYPE_CHECKING:
     import os
 
-    from coral.history import ReflogEntry
+    from coral.history import Operation, ReflogEntry
     from coral.objects import ChunkStore, Parent, StoreWriter, TensorSource
     from coral.objects.writer import Progress
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
+    from coral.verbs.gc import Collected
     from coral.verbs.repack import Repacked
     from coral.verbs.transfer import Transferred
     from coral.verbs.verify import Verified
@@ -369,13 +371,14 @@ class Repository:
         return Signer(self.path, key=sign if isinstance(sign, str) else None)
 
     def _land(self, draft: Draft, tags: Sequence[str]) -> Commit:
-        with self._line.alone():
-            commit = self._line.land(draft)
-            for observer in list(self._observers):
-                observer.committed(commit)
-            self._tidy()
-        for name in tags:
-            self.history.create_tag(name, commit.commit_hash)
+        with self.history.operation():
+            with self._line.alone():
+                commit = self._line.land(draft)
+                for observer in list(self._observers):
+                    observer.committed(commit)
+                self._tidy()
+            for name in tags:
+                self.history.create_tag(name, commit.commit_hash)
         return commit
 
     def flush(self) -> None:
@@ -662,6 +665,83 @@ class Repository:
         self._tidy()
         return done
 
+    def gc(
+        self,
+        *,
+        grace: float | timedelta = timedelta(days=14),
+        prune_now: bool = False,
+        dry_run: bool = False,
+        progress: Progress | None = None,
+    ) -> Collected:
+        """Put what nothing names any more into the trash, and remove what has been there for the grace period.
+
+        Kept is what branches, tags, HEAD and the reflogs lead to, what is staged, what runs name, what can be undone,
+        and what the git repository around the project reaches. A dedup hit takes what it needs back out of the trash.
+
+        Args:
+            grace: how long what is new, what can be undone and what is in the trash is kept; in seconds, or a delta.
+            prune_now: keep none of that. Not while git is at work on models.
+            dry_run: change nothing, and tell the same.
+
+        Raises:
+            CorruptionError, GitCommandError: what is named cannot be known; nothing was collected.
+            LockedError: other processes kept the store busy.
+            ConflictError: this object has parts staged.
+        """
+        from coral.verbs.gc import collect
+
+        self.flush()
+        self._line.check_not_holding()
+        seconds = grace.total_seconds() if isinstance(grace, timedelta) else grace
+        return collect(
+            self.path,
+            self.storage,
+            self.history,
+            self.store,
+            grace=seconds,
+            prune_now=prune_now,
+            dry_run=dry_run,
+            progress=progress,
+        )
+
+    def operations(self) -> list[Operation]:
+        """What was done to branches, tags and HEAD, and by garbage collection; the newest first."""
+        return self.history.operations()
+
+    def undo(self, count: int = 1) -> list[Operation]:
+        """Take the last operations back; returns them. That is an operation too, so to undo it is to redo them.
+
+        Refs go back to where they were; the files follow where they followed before; what was collected as garbage
+        comes out of the trash.
+
+        Raises:
+            ConflictError: a ref has moved since, or what it was at was removed for good; nothing was changed.
+            NotFoundError: there are not so many, or what was collected is no longer in the trash.
+            OverwriteError: a file that has to follow holds bytes that no commit holds.
+        """
+        from coral.verbs import undo
+
+        self.flush()
+        operations = undo.last_operations(self.history, count)
+        changes = undo.changes_of(operations)
+        undo.take_back_collections(self.store, operations)
+        with self.store.held():
+            undo.bring_back(self.history, self._reader, self.store, changes)
+            if any(one.files for one in operations):
+                self._follow(undo.head_after(self.history, changes))
+            self.history.put_back(changes, undoes=operations)
+        if "HEAD" in changes:
+            self.pin()
+        return operations
+
+    def _follow(self, commit: str | None) -> None:
+        """Have the files that are there follow HEAD to a commit."""
+        head = self.history.head().commit
+        if commit is not None and head is not None and commit != head:
+            old, new = self._reader.at(head), self._reader.at(commit)
+            self._line.check_can_leave(old, new, commit[:10])
+            self.worktree.execute(self.worktree.plan(old, new, everything=False, force=False))
+
     def fsck(self, *, read_data: bool = False, git: bool = False, progress: Progress | None = None) -> Checked:
         """Check every commit that a branch, a tag or HEAD reaches; nothing is changed.
 
@@ -777,21 +857,24 @@ class Repository:
             OverwriteError: a file that has to follow holds bytes that no commit holds.
         """
         if create:
-            head = self.history.head()
-            check_ref_name(branch)
-            if head.commit is not None:
-                self.create_branch(branch)
-            else:
-                self.history.set_head(branch=branch, reason=f"checkout: moving to {branch}")
-                self.pin()
-                return CheckoutResult("", branch)
-        elif branch not in self.branches():
+            with self.history.operation(f"switch -c {branch}", files=force):
+                return self._switch_to_new(branch, force=force)
+        if branch not in self.branches():
             self.history.resolve(branch)
             raise RefNotFoundError(
                 f"{branch!r} is not a branch",
                 hint="'coral checkout' goes to any commit; 'coral switch -c' makes a branch",
             )
-        return self._move_head(branch, everything=False, force=force, stay=create and not force)
+        return self._move_head(branch, everything=False, force=force)
+
+    def _switch_to_new(self, branch: str, *, force: bool) -> CheckoutResult:
+        check_ref_name(branch)
+        if self.history.head().commit is None:
+            self.history.set_head(branch=branch, reason=f"checkout: moving to {branch}")
+            self.pin()
+            return CheckoutResult("", branch)
+        self.create_branch(branch)
+        return self._move_head(branch, everything=False, force=force, stay=not force)
 
     def checkout(
         self,
@@ -840,7 +923,8 @@ class Repository:
             plan = self.worktree.plan(old, self._reader.at(commit), everything=False, force=force, keep=False)
             # The files first: when the disk refuses, the same command finds all as it was, and goes on.
             self.worktree.execute(plan)
-        self._line.move(commit, f"reset: moving to {ref}")
+        with self.history.operation(files=hard):
+            self._line.move(commit, f"reset: moving to {ref}")
         return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove)
 
     # -- inside
@@ -863,7 +947,8 @@ class Repository:
         if force:
             self._line.drop_staged()
         reason = f"checkout: moving from {head.branch or head.commit or ''} to {ref}"
-        self.history.set_head(branch=branch, commit=None if branch else commit, reason=reason)
+        with self.history.operation(files=True):
+            self.history.set_head(branch=branch, commit=None if branch else commit, reason=reason)
         self.pin()
         there = set(self.worktree.materialised(new))
         states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in there))

@@ -39,6 +39,7 @@ SECTIONS = {
         "fsck": "Check that all that was committed is there.",
         "verify": "Check who signed a commit, and what.",
         "repack": "Make commits quick to read.",
+        "gc": "Collect tensors that nothing names any more.",
     },
     "Move": {
         "checkout": "Write a commit's files, and go there.",
@@ -46,6 +47,7 @@ SECTIONS = {
         "branch": "List, make, rename or delete branches.",
         "tag": "List, make or delete tags.",
         "reset": "Unstage files, or point the branch elsewhere.",
+        "undo": "Take the last operation back.",
     },
     "Experiments": {
         "exp": "Record runs, compare them, find the best.",

@@ -59,7 +59,7 @@ def average(store: ChunkStore, merge: Merge, names: Iterable[str] | None = None)
                 sources.append(_AverageSource(store, one, other))
     if not sources:
         return merge
-    with store.writer() as writer:
+    with store.writer(keeps_young=True) as writer:
         records = writer.write_tensors(sources)
         writer.seal()
     return merge.settled_with(records)

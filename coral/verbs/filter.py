@@ -6,6 +6,7 @@ is a manifest already, one with conflict markers in it, and one whose tensors ar
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -59,6 +60,8 @@ class GitFilter:
         self._previous = previous
         self._fetch = fetch
         self._opened: tuple[Folder, ChunkStore] | None = None
+        self._holding = contextlib.ExitStack()
+        self._is_holding = False
 
     @property
     def store(self) -> ChunkStore:
@@ -118,7 +121,11 @@ class GitFilter:
 
     def _store(self, name: str, file: containers.ReadableFile) -> bytes:
         store = self.store
-        with store.writer() as writer:
+        if not self._is_holding:
+            # git names what is stored once it writes its index, and by then has ended this process, mostly.
+            self._holding.enter_context(store.held())
+            self._is_holding = True
+        with store.writer(keeps_young=True) as writer:
             manifest = store_file(file, writer, parent=self._parent(name, file.size))
             writer.seal()
         return manifest.to_bytes()
@@ -190,6 +197,8 @@ class GitFilter:
         if self._opened is not None:
             self._opened[1].consolidate()
             self._opened[0].sweep_temporary()
+        self._is_holding = False
+        self._holding.close()
 
 
 def read_manifest(text: bytes) -> Manifest | None:

@@ -57,6 +57,9 @@ class Line:
         self._is_busy = False
         self._opened: Overlay | None = None
         self._writer: StoreWriter | None = None
+        # What is staged names chunks that nothing else may name yet.
+        self._holding = contextlib.ExitStack()
+        self._is_holding = False
         self._parents: dict[str, Parent] = {}
         self._is_pinned = False
         self._pinned: str | None = None
@@ -156,6 +159,23 @@ class Line:
                 yield
             finally:
                 self._is_busy = False
+                if self._writer is None and (self._durable or not self._staging.peek().parts):
+                    self._let_go()
+
+    def _hold(self) -> None:
+        """Keep garbage collection from what is being staged, until a commit or the shell's staging area names it."""
+        if not self._is_holding:
+            self._holding.enter_context(self._store().held())
+            self._is_holding = True
+
+    def _let_go(self) -> None:
+        self._is_holding = False
+        self._holding.close()
+
+    def check_not_holding(self) -> None:
+        """Raise ConflictError where this object itself keeps garbage collection waiting."""
+        if self._is_holding and self._pid == os.getpid():
+            raise ConflictError("this repository object has parts staged", hint="commit them first, or unstage them")
 
     def _after_fork(self) -> None:
         # The open pack is the parent's, and so is what was staged into it; a thread that held the lock is not here.
@@ -166,6 +186,7 @@ class Line:
         self._opened = None
         if self._writer is not None:
             self._discard()
+        self._let_go()
 
     # -- staging
 
@@ -204,6 +225,7 @@ class Line:
         """Stage a part that ``build`` makes of the store's writer and of what was last stored under this name."""
         check_part_name(name)
         with self._busy():
+            self._hold()
             if self._writer is None:
                 self._writer = self._store().writer()
             manifest = build(self._writer, self._parent_of(name))

@@ -1,0 +1,157 @@
+"""What must be kept: every id of a chunk that anything names which can still come back into a file or a model.
+
+That is whatever the history's refs and reflogs reach, the shell's staging area, the commits and artifacts of runs,
+what operations that can be undone name, and the manifests that the git repository around the project reaches. Texts
+are searched for ids, whatever else they are: a manifest with conflict markers counts with all that it mentions, and so
+does one of a newer coral. What cannot be read is an error, because nobody knows what it names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coral.errors import CorruptionError, GitCommandError, NotFoundError
+from coral.git.command import ask
+from coral.git.enclosing import common_dir, find_git
+from coral.git.objects import reachable_blobs, read_found
+from coral.objects.idset import IdSet
+
+if TYPE_CHECKING:
+    from coral.history import History
+    from coral.storage.folder import Folder
+
+_STORED = re.compile(rb"\bb3l?:([0-9a-f]{64})", re.ASCII)
+_COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
+_FIRST_WORDS = b"coral manifest "
+_MARKER = b"<<<"
+_STAGING = "staging/index.json"
+_RUNS = "experiments"
+
+
+class Marks:
+    """Everything that is named, found step by step: each walk reads only what is new.
+
+    Args:
+        project: the project's folder.
+        folder: its ``.coral``.
+        may_be_here: where to put the ids that others name, who may have more than this repository.
+        since: the operations from then on, in seconds since 1970, can be undone.
+
+    Attributes:
+        must_be_here: ids that the repository itself names, which the store must have.
+    """
+
+    def __init__(self, project: Path, folder: Folder, history: History, may_be_here: IdSet, *, since: float) -> None:
+        self.must_be_here = IdSet()
+        self.may_be_here = may_be_here
+        self._project = project
+        self._folder = folder
+        self._history = history
+        self._since = since
+        self._reachable = history.reachable()
+        self._of_git: set[str] = set()
+        self._of_runs: dict[str, tuple[float, int]] = {}
+
+    def walk(self) -> None:
+        """Find what is named now, and was not before.
+
+        Raises:
+            CorruptionError, GitCommandError, StorageError: something cannot be read.
+        """
+        # First what is on its way to be named elsewhere: a commit moves its ref before it clears the staging area.
+        roots = {*self._staged(), *self._runs(), *self._history.named_since(self._since)}
+        for text in self._texts_of_git():
+            _add(text, self.may_be_here)
+        for blob in self._reachable.blobs(sorted(roots)):
+            _add(self._history.read_blob(blob), self.must_be_here)
+
+    def _staged(self) -> Iterator[str]:
+        """What the shell's staging area names."""
+        try:
+            text = self._folder.read(_STAGING)
+        except NotFoundError:
+            return
+        try:
+            data = json.loads(text)
+            named = [data["base"], *data["parts"].values()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            named = [0]
+        if not all(oid is None or (isinstance(oid, str) and _COMMIT.fullmatch(oid.encode())) for oid in named):
+            raise CorruptionError(f"{self._folder.path(_STAGING)} is damaged", hint="remove it and add the files again")
+        yield from filter(None, named)
+
+    def _runs(self) -> Iterator[str]:
+        """The commits that runs name; what artifacts they name is noted."""
+        names = [name for name in self._folder.names(_RUNS) if name.endswith((".json", ".jsonl"))]
+        # The journals first: one that is gone was folded into the other file, which is read after it.
+        for name in sorted(names, key=lambda name: name.endswith(".json")):
+            try:
+                key = f"{_RUNS}/{name}"
+                stamp = self._folder.modified(key), self._folder.size(key)
+                if self._of_runs.get(name) == stamp:
+                    continue
+                text = self._folder.read(key)
+            except NotFoundError:
+                continue
+            self._of_runs[name] = stamp
+            _add(text, self.may_be_here)
+            yield from (oid for oid in commits_in(text) if self._history.has(oid))
+
+    def _texts_of_git(self) -> Iterator[bytes]:
+        check_git(self._project)
+        if find_git(self._project) is None:
+            return
+        fresh = ((ident, ident) for ident, _ in reachable_blobs(self._project) if ident not in self._of_git)
+        yield from (text for _, text in read_found(self._project, self._noting(fresh), wanted=_may_name))
+
+    def _noting(self, found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        for ident, what in found:
+            self._of_git.add(ident)
+            yield ident, what
+
+
+def check_git(project: Path) -> None:
+    """Make sure that git will answer for the repository around a project. Raises GitCommandError."""
+    start = Path(os.path.abspath(project))
+    found = find_git(start)
+    for folder in (start, *start.parents):
+        candidate = folder / ".git"
+        if candidate == found:
+            break
+        if folder.name != ".coral" and os.path.lexists(candidate):
+            raise GitCommandError(f"{candidate} is there, and is no git repository that can be read")
+    if found is None:
+        return
+    answer, expected = ask(start, ["rev-parse", "--git-common-dir"]), common_dir(start)
+    if answer is None or expected is None:
+        raise GitCommandError(f"git does not open the repository around {start}", hint="is git installed?")
+    if not _is_same(start / answer.removesuffix("\n"), expected):
+        raise GitCommandError(
+            f"git was told to use another repository than the one around {start}", hint="unset GIT_DIR"
+        )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def commits_in(text: bytes) -> set[str]:
+    """Whatever in a text may be the id of a commit."""
+    return {found.decode() for found in _COMMIT.findall(text)}
+
+
+def _may_name(head: bytes) -> bool:
+    # A conflict about a whole file begins with its marker.
+    return head.startswith((_FIRST_WORDS, _MARKER))
+
+
+def _add(text: bytes, ids: IdSet) -> None:
+    ids.add_joined(bytes.fromhex(b"".join(_STORED.findall(text)).decode()))

@@ -1,0 +1,114 @@
+"""Taking operations back: refs go to where they were, when they have not moved since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from coral.errors import ConflictError, CorruptionError, NotFoundError, RefNotFoundError, UsageError
+from coral.history import Change
+from coral.ids import ChunkId
+from coral.storage.locks import file_lock
+
+if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
+    from coral.history import History, Operation
+    from coral.objects import ChunkStore
+    from coral.verbs.parts import PartReader
+
+_SYMBOLIC = "ref: "
+
+
+def last_operations(history: History, count: int) -> list[Operation]:
+    """The last operations that can be taken back, the newest first.
+
+    Raises:
+        UsageError: not a number of operations.
+        NotFoundError: there are not so many.
+    """
+    if count < 1:
+        raise UsageError(f"{count} is no number of operations")
+    found = [one for one in history.operations() if one.moves or one.trash is not None]
+    if len(found) < count:
+        raise NotFoundError(f"there are {len(found)} operations that can be undone" if found else "nothing to undo")
+    return found[:count]
+
+
+def changes_of(operations: Iterable[Operation]) -> dict[str, Change]:
+    """What takes operations back, given the newest first.
+
+    Raises:
+        ConflictError: a ref moved in between, and it was not noted.
+    """
+    changes: dict[str, Change] = {}
+    for one in operations:
+        for ref, old, new in reversed(one.moves):
+            later = changes.get(ref, Change(new, new))
+            if later.target != new:
+                raise ConflictError(f"{ref} moved between these operations, and nobody noted how")
+            changes[ref] = Change(later.expected, old, later.reflog_of)
+        if one.renames:
+            born, gone = one.moves[0].ref, one.moves[1].ref if len(one.moves) > 1 else ""
+            if gone in changes:
+                changes[gone] = changes[gone]._replace(reflog_of=born)
+    return {ref: change for ref, change in changes.items() if change.expected != change.target}
+
+
+def head_after(history: History, changes: Mapping[str, Change]) -> str | None:
+    """The commit that HEAD will be at."""
+    head = changes.get("HEAD")
+    at = history.head()
+    if head is not None and head.target is not None and not head.target.startswith(_SYMBOLIC):
+        return head.target
+    if head is not None:
+        ref = (head.target or "").removeprefix(_SYMBOLIC)
+    elif at.branch is not None:
+        ref = f"refs/heads/{at.branch}"
+    else:
+        return at.commit
+    return changes[ref].target if ref in changes else history.branch_tip(ref.removeprefix("refs/heads/"))
+
+
+def take_back_collections(store: ChunkStore, operations: Sequence[Operation]) -> None:
+    """Put what was collected back into the store. Raises NotFoundError when it is gone."""
+    batches = [one.trash for one in operations if one.trash is not None]
+    if batches:
+        with store.held(), file_lock(store.lock.with_name("trash")):
+            for batch in batches:
+                store.trash.take_back_batch(batch, store.packs)
+
+
+def bring_back(history: History, reader: PartReader, store: ChunkStore, changes: Mapping[str, Change]) -> None:
+    """See that what refs are put back to is there, and take it out of the trash where it is not.
+
+    Raises:
+        ConflictError: it was removed for good.
+    """
+    targets = {change.target for change in changes.values() if change.target is not None}
+    seen: set[str] = set()
+    for target in sorted(target for target in targets if not target.startswith(_SYMBOLIC)):
+        try:
+            tip = history.resolve(target)
+        except RefNotFoundError:
+            continue  # a tag of something else
+        commits = [tip] if store.trash.is_empty else [commit.commit_hash for commit in history.log(tip)]
+        for commit in commits:
+            for part, oid in history.parts(commit).items():
+                if oid not in seen:
+                    seen.add(oid)
+                    _bring_back_part(store, reader.load(oid), f"{part} of {commit[:10]}")
+
+
+def _bring_back_part(store: ChunkStore, manifest: Manifest, where: str) -> None:
+    for record in manifest.everything:
+        kind, _, digits = record.content.partition(":")
+        if kind == "hex":
+            continue
+        try:
+            store.take_back([ChunkId(bytes.fromhex(digits))])
+            store.take_back(store.chunk_ids(record))
+            store.check(record)
+        except CorruptionError as error:
+            raise ConflictError(
+                f"{where} was collected as garbage, and is no longer in the trash: {error.message}"
+            ) from error

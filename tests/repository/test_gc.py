@@ -1,0 +1,670 @@
+"""Garbage collection: what nothing names goes, in the end; whatever anything names stays, whoever else is at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coral import ConflictError, CorruptionError, Repository
+from coral.errors import CoralError, GitCommandError, LockedError
+from coral.experiments import ExperimentTracker
+from coral.format import codecs
+from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
+
+OLD = time.time() - 30 * 24 * 3600
+
+
+def forget(repo: Repository) -> None:
+    """Drop the log of operations and the reflogs, as if the grace period were over."""
+    (repo.coral_dir / "operations").unlink(missing_ok=True)
+    for path in (repo.coral_dir / ".git/logs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+def grow_old(repo: Repository) -> None:
+    """Have all packs be a month old."""
+    for path in (repo.coral_dir / "packs").iterdir():
+        os.utime(path, (OLD, OLD))
+
+
+def abandon(repo: Repository, seed: int, **shape: int) -> str:
+    """A commit that nothing names any more; returns its hash."""
+    repo.create_branch("abandoned")
+    other = Repository(repo.path)
+    other.pin("abandoned")
+    other.stage_weights(weights(seed, **shape))
+    made = other.commit("to be abandoned").commit_hash
+    repo.delete_branch("abandoned", force=True)
+    forget(repo)
+    return made
+
+
+def packs(repo: Repository) -> list[str]:
+    return sorted(path.stem for path in (repo.coral_dir / "packs").glob("*.pack"))
+
+
+def trash(repo: Repository) -> list[str]:
+    return sorted(path.stem for path in (repo.coral_dir / "trash").rglob("*.pack"))
+
+
+def check(repo: Repository) -> None:
+    """All that is reached is there, byte for byte."""
+    assert not Repository(repo.path).fsck(read_data=True).damage
+
+
+# -- what goes
+
+
+def test_garbage_goes_into_the_trash_and_then_away(repo: Repository) -> None:
+    """What nothing names and is older than the grace period is moved, and removed a grace period later."""
+    commit(repo, 1)
+    lost = abandon(repo, 2)
+    grow_old(repo)
+    before = packs(repo)
+    done = repo.gc()
+    assert (done.packs, done.rewritten, done.chunks) == (1, 0, 1) and done.nbytes > 1400
+    assert len(packs(repo)) == 1 and set(trash(repo)) == set(before) - set(packs(repo))
+    assert read(repo) == raw(weights(1))
+    with pytest.raises(CorruptionError, match="missing"):
+        read(Repository(repo.path), lost)
+    (batch,) = (repo.coral_dir / "trash").iterdir()
+    batch.rename(batch.with_name("20200101T000000Z-00000000"))
+    again = repo.gc()
+    assert (again.packs, again.emptied_packs, trash(repo)) == (0, 1, [])
+    assert not list((repo.coral_dir / "trash").iterdir())
+    check(repo)
+
+
+def test_dry_run_says_the_same_and_changes_nothing(repo: Repository) -> None:
+    """The figures of a dry run are those of the run; not a file moves."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    grow_old(repo)
+    before = tree(repo.coral_dir)
+    said = repo.gc(dry_run=True)
+    assert {name for name, _ in tree(repo.coral_dir).items()} - before.keys() <= {"locks/consolidate"}
+    assert {**tree(repo.coral_dir), **before} == tree(repo.coral_dir)
+    done = repo.gc()
+    assert (said.nbytes, said.packs, said.chunks, said.rewritten) == (done.nbytes, done.packs, done.chunks, 0)
+
+
+def test_young_packs_are_left_alone(repo: Repository) -> None:
+    """A pack younger than the grace period stays, and so does what its deltas stand on; --prune-now takes it."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    done = repo.gc()
+    assert (done.packs, len(packs(repo))) == (0, 2) and done.young_bytes > 1400
+    assert repo.gc(grace=0.0).packs == 1
+    check(repo)
+    abandon(repo, 3)
+    done = repo.gc(prune_now=True)
+    assert (done.packs, done.emptied_packs, trash(repo)) == (1, 1, [])
+    check(repo)
+
+
+def mixed(repo: Repository) -> None:
+    """One pack that is half garbage."""
+    repo.stage_weights(weights(1, rows=400))
+    repo.stage_weights(weights(2, rows=400), "other.safetensors")
+    repo.commit("both")
+    repo.create_branch("b")
+    other = Repository(repo.path)
+    other.pin("b")
+    other.rm("other.safetensors", cached=True)
+    other.commit("one")
+    tip = other.resolve("HEAD")
+    forget(repo)
+    (repo.coral_dir / ".git/refs/heads/main").write_text(
+        other.history.write_commit(
+            overlay={"model.safetensors": other.history.part(tip, "model.safetensors")}, message="alone"
+        ).commit_hash
+        + "\n"
+    )
+    repo.delete_branch("b", force=True)
+    forget(repo)
+
+
+def test_a_pack_that_is_half_garbage_is_rewritten(repo: Repository) -> None:
+    """What is needed is copied as it is; the old pack goes, and the new one is no younger."""
+    mixed(repo)
+    grow_old(repo)
+    (before,) = packs(repo)
+    done = repo.gc()
+    assert (done.packs, done.rewritten, done.chunks) == (1, 1, 1)
+    (after,) = packs(repo)
+    assert after != before and trash(repo) == [before]
+    assert abs((repo.coral_dir / f"packs/{after}.pack").stat().st_mtime - OLD) < 5
+    assert read(Repository(repo.path), "main") == raw(weights(1, rows=400))
+    assert repo.gc().packs == 0
+    check(repo)
+
+
+def delta_series(repo: Repository, count: int, rows: int = 4096) -> list[dict[str, np.ndarray]]:
+    """Commits whose chunks are deltas to those of the one before."""
+    rng = np.random.default_rng(0)
+    now = {"w": rng.normal(size=(rows, 16)).astype("f4")}
+    made = []
+    for number in range(count):
+        now = {"w": (now["w"] + 1e-4 * rng.normal(size=now["w"].shape)).astype("f4")}
+        repo.stage_weights(now)
+        repo.commit(f"step {number}")
+        made.append(now)
+    return made
+
+
+def deltas_in(repo: Repository) -> int:
+    store = Repository(repo.path).store
+    return sum(entry.codec in codecs.WITH_BASE for pack in store.packs.packs for _, entry in pack.index.items())
+
+
+def test_bases_stay(repo: Repository) -> None:
+    """What a delta that is kept stands on is kept, though no commit names it any more."""
+    made = delta_series(repo, 4)
+    assert deltas_in(repo) == 3
+    tip = repo.resolve("HEAD")
+    alone = repo.history.write_commit(
+        overlay={"model.safetensors": repo.history.part(tip, "model.safetensors")}, message="alone"
+    )
+    (repo.coral_dir / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
+    forget(repo)
+    assert repo.gc(prune_now=True).packs == 0
+    assert read(Repository(repo.path)) == raw(made[-1])
+
+
+def test_superseded_deltas_go(repo: Repository) -> None:
+    """Of a chunk that repack stored whole the delta is garbage, and so is what only that one stood on."""
+    made = delta_series(repo, 4)
+    tip = repo.resolve("HEAD")
+    repo.repack()
+    alone = repo.history.write_commit(
+        overlay={"model.safetensors": repo.history.part(tip, "model.safetensors")}, message="alone"
+    )
+    (repo.coral_dir / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
+    forget(repo)
+    assert repo.gc(prune_now=True).chunks == 4
+    assert (deltas_in(repo), len(packs(repo))) == (0, 1)
+    assert read(Repository(repo.path)) == raw(made[-1])
+
+
+def test_a_damaged_whole_record_does_not_supersede(repo: Repository) -> None:
+    """A delta goes only when the record that stands alone was read and is right."""
+    made = delta_series(repo, 2)
+    repo.repack()
+    newest = repo.coral_dir / "packs" / f"{packs(repo)[-1]}.pack"
+    newest.chmod(0o644)
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    Repository(repo.path).gc(prune_now=True)
+    assert read(Repository(repo.path)) == raw(made[-1])
+
+
+# -- what stays
+
+
+def test_all_that_can_come_back_stays(repo: Repository) -> None:
+    """Tags, HEAD where it is detached, reflogs, the shell's staging area, and what runs name."""
+    kept = {}
+    for number, name in enumerate(("tag", "detached", "reflog", "run")):
+        commit(repo, number)
+        kept[name] = repo.resolve("HEAD")
+    shell = Repository(repo.path, shell_staging=True)
+    shell.stage_weights(weights(50), "staged")
+    repo.tag("v1", kept["tag"], message="annotated")
+    repo.checkout(kept["detached"])
+    tracker = ExperimentTracker(repo)
+    run = tracker.start("r")
+    run.end(commit_hash=kept["run"])
+    artifact = tracker.start("a")
+    artifact.log_artifact(b"x" * 5000, "blob")
+    artifact.end()
+    base = repo.history.write_commit(overlay={}, message="empty").commit_hash
+    (repo.coral_dir / ".git/refs/heads/main").write_text(base + "\n")
+    forget(repo)
+    (repo.coral_dir / ".git/logs/refs/heads").mkdir(parents=True, exist_ok=True)
+    line = f"{'0' * 40} {kept['reflog']} n <e> 1700000000 +0000\tx\n"
+    (repo.coral_dir / ".git/logs/refs/heads/main").write_text(line)
+    assert Repository(repo.path).gc(prune_now=True).packs == 0
+    for name, made in kept.items():
+        index = ("tag", "detached", "reflog", "run").index(name)
+        assert read(Repository(repo.path), made) == raw(weights(index)), name
+    shell.commit("staged")
+    assert read(Repository(repo.path), shell.resolve("HEAD"), "staged") == raw(weights(50))
+    (found,) = ExperimentTracker(Repository(repo.path)).get_by_name("a")
+    assert found is not None and found.load_artifact("blob") == b"x" * 5000
+
+
+@pytest.mark.parametrize("gone", ["tag", "detached", "reflog", "run", "staged"])
+def test_each_of_them_alone_is_what_keeps_it(repo: Repository, gone: str) -> None:
+    """With the one name gone, what it kept goes: nothing else was keeping it."""
+    commit(repo, 1)
+    made = abandon(repo, 2)
+    if gone == "tag":
+        repo.tag("v", made)
+        undo: Callable[[], object] = partial(repo.delete_tag, "v")
+    elif gone == "detached":
+        repo.checkout(made)
+        undo = partial(repo.checkout, "main")
+    elif gone == "reflog":
+        path = repo.coral_dir / ".git/logs/refs/heads/main"
+        path.write_text(f"{'0' * 40} {made} n <e> 1700000000 +0000\tx\n")
+        undo = path.unlink
+    elif gone == "run":
+        path = repo.coral_dir / "experiments/0123456789ab.jsonl"
+        path.write_text(json.dumps({"commit": made}))
+        undo = path.unlink
+    else:
+        path = repo.coral_dir / "staging/index.json"
+        path.write_text(json.dumps({"base": made, "parts": {}}))
+        undo = path.unlink
+    if gone != "reflog":
+        forget(repo)
+    assert Repository(repo.path).gc(prune_now=True).packs == 0
+    undo()
+    forget(repo)
+    assert Repository(repo.path).gc(prune_now=True).packs == 1
+
+
+def test_what_can_be_undone_stays(repo: Repository) -> None:
+    """What an operation of the last days names is kept, though no ref does."""
+    commit(repo, 1)
+    repo.switch("b", create=True)
+    commit(repo, 2)
+    repo.switch("main")
+    repo.delete_branch("b", force=True)
+    for path in (repo.coral_dir / ".git/logs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    grow_old(repo)
+    assert repo.gc().packs == 0
+    repo.undo()
+    assert read(repo, "b") == raw(weights(2))
+
+
+@pytest.mark.parametrize("damage", ["ref", "reflog", "packed commit", "staging", "manifest", "chunk list"])
+def test_on_doubt_nothing_is_collected(repo: Repository, damage: str) -> None:
+    """What names chunks and cannot be read stops the collection, which changes nothing."""
+    repo.stage_weights({"large": np.random.default_rng(0).normal(size=(300, 1000))})
+    tip = repo.commit("x").commit_hash
+    abandon(repo, 2)
+    target = {
+        "ref": repo.coral_dir / ".git/refs/heads/main",
+        "reflog": repo.coral_dir / ".git/logs/HEAD",
+        "packed commit": repo.coral_dir / f".git/objects/{tip[:2]}/{tip[2:]}",
+        "staging": repo.coral_dir / "staging/index.json",
+    }.get(damage)
+    if damage == "manifest":
+        oid = repo.history.part(tip, "model.safetensors") or ""
+        target = repo.coral_dir / f".git/objects/{oid[:2]}/{oid[2:]}"
+    elif damage == "chunk list":
+        (first, _) = packs(repo)
+        target = repo.coral_dir / f"packs/{first}.idx"
+        target.unlink()
+    if damage != "chunk list":
+        assert target is not None
+        target.unlink(missing_ok=True)
+        target.write_bytes(b"rubbish\n")
+    before = tree(repo.coral_dir)
+    with pytest.raises(CoralError):
+        Repository(repo.path).gc(prune_now=True)
+    after = tree(repo.coral_dir)
+    assert {name: data for name, data in after.items() if not name.startswith("locks/")} == {
+        name: data for name, data in before.items() if not name.startswith("locks/")
+    }
+
+
+def test_staged_and_pending_commits_survive(repo: Repository) -> None:
+    """What another object has staged, or is committing, keeps collection waiting; its own is refused at once."""
+    commit(repo, 1)
+    repo.stage_weights(weights(2))
+    with pytest.raises(ConflictError, match="staged"):
+        repo.gc(prune_now=True)
+    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    time.sleep(1.5)
+    assert process.poll() is None
+    repo.commit("two")
+    assert finish(process) == "0\n"
+    assert read(repo) == raw(weights(2))
+    check(repo)
+
+
+def test_a_dedup_hit_on_garbage_is_kept(repo: Repository) -> None:
+    """Staged bytes that only garbage held are there once committed, whatever was collected in between."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    other = Repository(repo.path)
+    other.stage_weights(weights(2))
+    assert len(packs(repo)) == 2
+    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    time.sleep(1.0)
+    other.commit("again")
+    assert finish(process) == "0\n"
+    assert read(Repository(repo.path)) == raw(weights(2))
+
+
+def test_the_gate_lets_collection_in(repo: Repository) -> None:
+    """A process that never lets go is told of as a lock, and writers are not failed by the one who waits."""
+    commit(repo, 1)
+    repo.stage_weights(weights(2))
+    waiting = child("Repository(sys.argv[1]).gc()", repo.path)
+    time.sleep(1.0)
+    writer = child("commit(Repository(sys.argv[1]), 3)", repo.path)
+    _, errors = waiting.communicate(timeout=60)
+    assert waiting.returncode and LockedError.__name__ in errors
+    finish(writer)
+    repo.unstage()
+
+
+# -- out of the trash
+
+
+def test_a_dedup_hit_takes_its_pack_out_of_the_trash(repo: Repository) -> None:
+    """Bytes that only the trash holds are not written again: their pack comes back, whoever else was collecting."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    assert repo.gc(grace=0.0).emptied_packs == 1
+    abandon(repo, 3)
+    grow_old(repo)
+    repo.gc()
+    (name,) = trash(repo)
+    fresh = Repository(repo.path)
+    fresh.stage_weights(weights(3))
+    fresh.commit("again")
+    assert trash(repo) == [] and name in packs(repo)
+    assert read(Repository(repo.path)) == raw(weights(3))
+    grow_old(repo)
+    assert repo.gc().packs == 0
+    check(repo)
+
+
+def test_a_stale_object_does_not_rely_on_what_went(repo: Repository) -> None:
+    """An object that saw chunks before they were collected stores them again, or takes them back."""
+    commit(repo, 1)
+    stale = Repository(repo.path)
+    stale.create_branch("other")
+    stale.pin("other")
+    commit(stale, 2)
+    repo.delete_branch("other", force=True)
+    forget(repo)
+    assert repo.gc(prune_now=True).packs == 1
+    stale.create_branch("other", "main")
+    stale.pin("other")
+    stale.stage_weights({**weights(2), "more": np.ones(99, "f4")})
+    made = stale.commit("again")
+    assert read(Repository(repo.path), made.commit_hash)["layer.weight"] == raw(weights(2))["layer.weight"]
+    check(repo)
+
+
+def test_deltas_come_out_of_the_trash_with_their_bases(repo: Repository) -> None:
+    """A chunk comes back readable, or is stored again: its bases come back with it."""
+    commit(repo, 1)
+    repo.create_branch("series")
+    other = Repository(repo.path)
+    other.pin("series")
+    made = delta_series(other, 4)
+    repo.delete_branch("series", force=True)
+    forget(repo)
+    grow_old(repo)
+    assert repo.gc().packs == 4
+    fresh = Repository(repo.path)
+    fresh.stage_weights(made[-1])
+    fresh.commit("again")
+    assert len(trash(repo)) == 0
+    assert read(Repository(repo.path)) == raw(made[-1])
+    for name in packs(repo):
+        pack = next(pack for pack in fresh.store.packs.packs if pack.name == name)
+        for chunk, _ in pack.index.items():
+            fresh.store.bases_of(chunk)
+
+
+def test_collection_itself_takes_out_what_is_named_again(repo: Repository) -> None:
+    """A branch put on a commit whose chunks are in the trash has them back after the next collection."""
+    commit(repo, 1)
+    made = abandon(repo, 2)
+    grow_old(repo)
+    assert repo.gc().packs == 1
+    repo.create_branch("back", made)
+    (batch,) = (repo.coral_dir / "trash").iterdir()
+    batch.rename(batch.with_name("20200101T000000Z-00000000"))
+    done = repo.gc()
+    assert (done.emptied_packs, trash(repo)) == (0, [])
+    assert read(Repository(repo.path), "back") == raw(weights(2))
+
+
+# -- with the user's git
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Path:
+    """A git repository around a coral one, whose manifests are put into git by hand."""
+    git(tmp_path, "init", "-q", "-b", "main")
+    (tmp_path / "readme").write_text("x")
+    git(tmp_path, "add", "readme")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    repo = Repository(tmp_path, init=True)
+    commit(repo, 0)
+    return tmp_path
+
+
+def manifest(folder: Path, seed: int) -> bytes:
+    """The manifest of weights that the history does not name any more."""
+    repo = Repository(folder)
+    made = abandon(repo, seed)
+    return repo.parts(made)["model.safetensors"].to_bytes()
+
+
+@pytest.mark.parametrize("place", ["commit", "index", "stash", "worktree", "reflog", "conflict", "tag"])
+def test_what_git_reaches_stays(inside: Path, place: str) -> None:
+    """A manifest in any of the places that git keeps keeps its chunks; when it is gone from there, they go."""
+    text = manifest(inside, 7)
+    path = inside / "m.safetensors"
+    undo: list[tuple[str, ...]] = []
+    path.write_bytes(text)
+    git(inside, "add", "m.safetensors")
+    if place == "conflict":
+        path.write_bytes(text.replace(b"bias", b"<<<<<<< ours\nbias", 1) + b">>>>>>> theirs\n")
+        git(inside, "add", "m.safetensors")
+    if place in ("commit", "worktree", "reflog", "tag", "conflict"):
+        git(inside, "switch", "-q", "-c", "b")
+        git(inside, "commit", "-q", "-m", "m")
+        git(inside, "switch", "-q", "main")
+        undo = [("branch", "-D", "b")]
+    if place == "worktree":
+        git(inside, "worktree", "add", "-q", "--detach", str(inside.parent / "linked"), "b")
+        git(inside, "branch", "-D", "b")
+        undo = [("worktree", "remove", "--force", str(inside.parent / "linked"))]
+    if place == "tag":
+        git(inside, "tag", "-a", "-m", "t", "t", "b:m.safetensors")
+        git(inside, "branch", "-D", "b")
+        undo = [("tag", "-d", "t")]
+    if place == "stash":
+        git(inside, "stash")
+        undo = [("stash", "drop")]
+    if place == "index":
+        undo = [("rm", "-q", "-f", "m.safetensors")]
+    if place == "reflog":
+        git(inside, "branch", "-D", "b")
+        undo = []
+    else:
+        git(inside, "reflog", "expire", "--expire=now", "HEAD", "main")
+    assert Repository(inside).gc(prune_now=True).packs == 0, place
+    for words in undo:
+        git(inside, *words)
+    git(inside, "reflog", "expire", "--expire=now", "--all")
+    assert Repository(inside).gc(prune_now=True).packs == 1, place
+
+
+@pytest.mark.parametrize("damage", ["object", "head", "program", "elsewhere"])
+def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git absent, a damaged repository, or another one named by the environment: nothing is collected."""
+    text = manifest(inside, 7)
+    (inside / "m.safetensors").write_bytes(text)
+    git(inside, "add", "m.safetensors")
+    git(inside, "commit", "-q", "-m", "m")
+    if damage == "object":
+        oid = git(inside, "rev-parse", "HEAD^{tree}").strip()
+        (inside / f".git/objects/{oid[:2]}/{oid[2:]}").unlink()
+    elif damage == "head":
+        (inside / ".git/HEAD").unlink()
+    elif damage == "program":
+        monkeypatch.setenv("PATH", str(inside / "nowhere"))
+    else:
+        other = inside.parent / "other"
+        other.mkdir()
+        git(other, "init", "-q")
+        monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    before = packs(Repository(inside))
+    with pytest.raises(GitCommandError):
+        Repository(inside).gc(prune_now=True)
+    assert packs(Repository(inside)) == before
+
+
+# -- others at work, and kills
+
+
+WRITER = """
+    repo, start, count = Repository(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    for turn in range(start, start + count):
+        # Garbage, which lies in the same pack as what is committed, and which others find.
+        repo.stage_weights(weights((turn + 7) % 50), "garbage")
+        repo.unstage("garbage")
+        repo.stage_weights(weights(turn % 50), f"model-{start}")
+        print(turn, repo.commit(f"turn {turn}").commit_hash, flush=True)
+"""
+READER = """
+    import random
+    turns = 0
+    while not os.path.exists(sys.argv[2]):
+        repo = Repository(sys.argv[1])
+        found = [made.commit_hash for made in repo.log("main", max_count=20)]
+        for ref in random.sample(found, min(3, len(found))):
+            for name in repo.parts(ref):
+                read(repo, ref, name)
+            turns += 1
+    print(turns)
+"""
+COLLECTOR = """
+    chunks = 0
+    while not os.path.exists(sys.argv[2]):
+        chunks += Repository(sys.argv[1]).gc(**eval(sys.argv[3])).chunks
+    print(chunks)
+"""
+
+
+@pytest.mark.parametrize("how", ["dict(prune_now=True)", "dict(grace=0.5)"])
+def test_collecting_beside_writers_and_readers(quick: Path, how: str) -> None:
+    """Eight processes commit to one branch, four read, one collects in a loop: no error, and all of it is there."""
+    repo = Repository(quick, init=True)
+    commit(repo, 0)
+    stop = quick / "stop"
+    readers = [child(READER, quick, stop) for _ in range(4)]
+    collector = child(COLLECTOR, quick, stop, how)
+    writers = [child(WRITER, quick, 100 * number, 20) for number in range(8)]
+    told = [line.split() for writer in writers for line in _finish(writer).splitlines()]
+    stop.touch()
+    assert int(_finish(collector)) > 0
+    assert all(int(_finish(reader)) > 0 for reader in readers)
+    fresh = Repository(quick)
+    line = {made.commit_hash: made.message for made in fresh.log()}
+    assert len(told) == 160
+    for turn, made in told:
+        assert line[made] == f"turn {turn}"
+        assert read(fresh, made, f"model-{100 * (int(turn) // 100)}") == raw(weights(int(turn) % 50))
+    check(fresh)
+
+
+def _finish(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_kill_9_at_any_moment(quick: Path) -> None:
+    """A collection that is killed loses nothing, and the next one goes on from there."""
+    repo = Repository(quick, init=True)
+    delta_series(repo, 3)
+    chance = random.Random(1)
+    killed = 0
+    for turn in range(30):
+        commit(repo, turn)
+        abandon(repo, 1000 + turn, rows=600)
+        mixed_pack(repo, turn)
+        grow_old(repo)
+        process = child("print('go', flush=True)\nRepository(sys.argv[1]).gc(grace=0.001)", quick)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(chance.uniform(0, 0.35))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() != 0
+        fresh = Repository(quick)
+        assert not fresh.fsck(read_data=True).damage, turn
+        for pack in fresh.store.packs.packs:
+            for chunk, _ in pack.index.items():
+                fresh.store.bases_of(chunk)
+    assert killed >= 10
+    done = Repository(quick).gc(prune_now=True)
+    assert done.nbytes >= 0 and Repository(quick).gc(prune_now=True).packs == 0
+    assert not list((quick / ".coral/trash").iterdir())
+    stems = {path.stem: path.suffix for path in (quick / ".coral/packs").iterdir()}
+    assert len(stems) * 2 == len(list((quick / ".coral/packs").iterdir()))
+    check(Repository(quick))
+
+
+def mixed_pack(repo: Repository, seed: int) -> None:
+    """A pack of which the half is garbage: a part is kept by a tag of its own, the other by nothing."""
+    repo.create_branch("mixed")
+    other = Repository(repo.path)
+    other.pin("mixed")
+    other.stage_weights(weights(2000 + seed, rows=500), "keep")
+    other.stage_weights(weights(3000 + seed, rows=500), "drop")
+    tip = other.commit("both").commit_hash
+    alone = other.history.write_commit(overlay={"keep": other.history.part(tip, "keep")}, message="alone")
+    repo.tag(f"kept-{seed}", alone.commit_hash)
+    repo.delete_branch("mixed", force=True)
+    forget(repo)
+
+
+@pytest.mark.parametrize("which", ["before the index goes", "before the pack goes", "after"])
+def test_killed_between_index_and_pack(repo: Repository, which: str) -> None:
+    """A pack whose index is in the trash already is put beside it; one whose new pack is there goes as well."""
+    mixed(repo)
+    grow_old(repo)
+    (old,) = packs(repo)
+    kept = {path.name: path.read_bytes() for path in (repo.coral_dir / "packs").iterdir()}
+    repo.gc()
+    (batch,) = (repo.coral_dir / "trash").iterdir()
+    for name in [f"{old}.pack"] + ([f"{old}.idx"] if which == "before the index goes" else []):
+        if which != "after":
+            (batch / name).rename(repo.coral_dir / "packs" / name)
+    fresh = Repository(repo.path)
+    assert read(fresh, "main") == raw(weights(1, rows=400))
+    fresh.gc()
+    assert old not in packs(fresh) and trash(fresh) == [old]
+    assert {path.name: path.read_bytes() for path in (repo.coral_dir / "trash").rglob("*.*")} == kept
+    check(fresh)
+
+
+def test_the_command(repo: Repository) -> None:
+    """It says what it freed, as text and as JSON; wrong lengths of time are wrong usage."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    coral = [sys.executable, "-m", "coral", "gc"]
+    done = run_command([*coral, "--json", "--dry-run", "--prune-now"], repo.path)
+    said = json.loads(done.stdout)
+    assert (said["packs"], said["emptied_packs"], said["dry_run"]) == (1, 1, True)
+    text = run_command([*coral, "--prune-now"], repo.path).stdout
+    assert "1 chunk of 1 pack" in text and "removed from the trash" in text
+    assert run_command(coral, repo.path).stdout == "nothing to collect\n"
+    assert run_command([*coral, "--grace", "soon"], repo.path).returncode == 2
