@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from coral.errors import UsageError
 
@@ -17,6 +18,7 @@ _WORDS = ("filter=coral", "diff=coral", "merge=coral", "-text")
 _WANTED = {"filter": "coral", "diff": "coral", "merge": "coral", "text": False}
 _MACROS = {"binary": ("-diff", "-merge", "-text")}
 _MACRO = "[attr]"
+_GITS_OWN = (FILE, ".gitignore", ".gitmodules")
 _BOM = "\ufeff"
 _CODING = ("utf-8", "surrogateescape")
 # Git takes no notice of longer lines.
@@ -68,6 +70,10 @@ def normal(given: str) -> str:
         raise UsageError(f"{given!r} matches nothing from here", hint="go to the folder, and name files as in *.pt")
     if pattern.startswith(_MACRO):
         raise UsageError(f"{given!r} would define a macro of git's", hint="write [rtta] for [attr]")
+    *folders, name = pattern.split("/")
+    for own in _GITS_OWN:
+        if fnmatchcase(own, name) and set(folders) <= {"", "**"}:
+            raise UsageError(f"{given!r} matches {own}, which git reads itself", hint="name files as in *.safetensors")
     if pattern.startswith("!"):  # git ignores those; with a backslash it is a letter like others
         pattern = f"\\{pattern}"
     if len(_line_for(pattern).encode(*_CODING)) >= _LONGEST_LINE - len("\r\n"):

@@ -97,6 +97,16 @@ def test_what_git_cannot_match_is_refused(given: str) -> None:
         normal(given)
 
 
+@pytest.mark.parametrize("given", ["*", "**", "*.*", ".git*", "/*", "**/*", "**/.gitattributes", ".gitignore"])
+def test_files_that_git_reads_itself_are_not_tracked(git: Git, tmp_path: Path, given: str) -> None:
+    """A pattern that takes .gitattributes or .gitignore along is refused; one for a folder below is not."""
+    names = (".gitattributes", ".gitignore")
+    assert any(attributes_of(git, tmp_path, f"{given} filter=coral\n", name)["filter"] == "coral" for name in names)
+    with pytest.raises(UsageError, match="git reads itself"):
+        normal(given)
+    assert normal("models/**") == "models/**"
+
+
 KEPT = [
     "",
     "# a comment\n",
@@ -151,6 +161,12 @@ def test_quoting_is_reversible(pattern: str) -> None:
     assert patterns(f"{quote(pattern)} filter=coral") == [pattern]
 
 
+def test_quotes_are_cs() -> None:
+    """Blanks, quotes and controls are escaped as C does; what needs no quotes has none."""
+    assert quote('a "b"\t\x01\\') == '"a \\"b\\"\\t\\001\\\\"'
+    assert quote("größe*[a-z]\\?.pt") == "größe*[a-z]\\?.pt"
+
+
 def test_untrack_leaves_the_attributes_of_others() -> None:
     """A line that says more loses only what is coral's, and stays where it is."""
     text = "a\n*.pt  filter=coral lockable diff=coral\tmerge=coral -text eol=lf  \r\nb\n"
@@ -202,6 +218,8 @@ def test_a_byte_order_mark_hides_nothing(git: Git, tmp_path: Path) -> None:
     text = f"\ufeff{LINE}"
     assert attributes_of(git, tmp_path, text, "m.safetensors") == CORAL
     assert patterns(text) == ["*.safetensors"] and add(text, "*.safetensors") == text
+    named = "\ufeffmodel.pt"
+    assert attributes_of(git, tmp_path, add("", named), named) == CORAL
 
 
 @pytest.mark.parametrize(
