@@ -12,12 +12,12 @@ from coral.cli.progress import progress_bar
 from coral.cli.session import Session
 from coral.errors import CorruptionError, NotFoundError
 from coral.format.manifest import is_manifest
-from coral.git.index import blob_id, entries, update
+from coral.git.index import blob_id, index_entries, update
 from coral.git.unmerged import top_of
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
-    from coral.git.index import IndexEntry
+    from coral.git.index import Entry
 
 _HEAD_BYTES = 64
 
@@ -37,9 +37,9 @@ def materialise(session: Session, paths: Sequence[str]) -> dict[str, Manifest]:
     top = top_of(Path.cwd())
     if top is None:
         raise NotFoundError("this folder is in no git repository", hint="'coral checkout REF' writes a commit's files")
-    listed = entries(Path.cwd(), paths)
+    listed = index_entries(Path.cwd(), paths)
     for path in paths:
-        if not entries(Path.cwd(), [path]):
+        if not index_entries(Path.cwd(), [path]):
             raise NotFoundError(f"git does not know {path!r}", hint="'coral tracked' lists the models that it knows")
     wanted = {entry.name: found for entry in listed if (found := _manifest(top, entry)) is not None}
     opened = open_filter(top)
@@ -63,12 +63,12 @@ def materialise(session: Session, paths: Sequence[str]) -> dict[str, Manifest]:
     return there
 
 
-def _manifest(top: Path, entry: IndexEntry) -> Manifest | None:
+def _manifest(top: Path, entry: Entry) -> Manifest | None:
     """The manifest that a working file is, if it is the one that the index holds."""
     from coral.verbs.filter import read_manifest
 
     path = top / entry.name
-    if entry.stage or not entry.mode.startswith("100") or path.is_symlink() or not path.is_file():
+    if entry.stage or not entry.is_file or path.is_symlink() or not path.is_file():
         return None
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)

@@ -71,7 +71,7 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
         configure: False leaves git's settings alone.
 
     Raises:
-        ConflictError: the user has other settings, or hooks are switched off; nothing was changed.
+        ConflictError: the user has other settings, two hooks, or hooks switched off; of these nothing was changed.
     """
     if configure and not force:
         settings.check(place.top, program, "local")
@@ -162,15 +162,17 @@ def _put_aside(hooks: Folder, name: str) -> None:
     try:
         hooks.link(name, BEFORE)
     except AlreadyExistsError:
-        if not os.path.samestat(
-            hooks.path(name).lstat(), hooks.path(BEFORE).lstat()
-        ):  # not our own, of a killed install
+        if not _is_one_file(hooks, name):  # as an installation that was killed leaves it
             raise ConflictError(
                 f"there are two hooks to keep: {hooks.path(name)} and {BEFORE}",
                 hint=f"make one of the two, call it {name}, and install again",
             ) from None
     except StorageError:  # a file system without links
         hooks.move(name, BEFORE)
+
+
+def _is_one_file(hooks: Folder, name: str) -> bool:
+    return os.path.samestat(hooks.path(name).lstat(), hooks.path(BEFORE).lstat())
 
 
 def _take_out(place: Place) -> tuple[Path, HookChange]:
@@ -181,7 +183,7 @@ def _take_out(place: Place) -> tuple[Path, HookChange]:
     if states.get(name) == "edited":
         return path, "edited"
     if states.get(name) == "foreign":
-        if kept and os.path.samestat(path.lstat(), hooks.path(BEFORE).lstat()):
+        if kept and _is_one_file(hooks, name):
             hooks.remove(BEFORE)
             return path, "unchanged"
         return path, "foreign" if kept else "unchanged"
