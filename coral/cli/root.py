@@ -53,9 +53,14 @@ SECTIONS = {
         "exp": "Record runs, compare them, find the best.",
     },
     "Inside git": {
+        "install": "Set coral up in a git repository.",
+        "uninstall": "Take coral out of a git repository.",
+        "track": "Have git keep files by coral.",
+        "untrack": "Have git keep files itself again.",
+        "tracked": "List the patterns, and the files in git.",
         "pull": "Write the models that git checked out as manifests.",
-        "remote": "Name the folders that tensors are shared through.",
         "push": "Send tensors to a remote.",
+        "remote": "Name the folders that tensors are shared through.",
         "merge": "Settle the conflicts in a model.",
     },
     "Called by git": {
@@ -204,8 +209,9 @@ def main(ctx: click.Context, folder: str | None, quiet: bool) -> None:
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+    started_as = os.path.abspath(sys.argv[0])  # before the folder changes
     if folder is not None:
         if not os.path.isdir(folder):
             raise UsageError(f"cannot go to {folder!r}: no such folder")
         ctx.with_resource(contextlib.chdir(folder))
-    ctx.obj = Session(quiet=quiet)
+    ctx.obj = Session(quiet=quiet, started_as=started_as)

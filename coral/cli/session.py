@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ class Session:
 
     Attributes:
         quiet: print only what was asked for, and errors.
+        started_as: the absolute path of the script that runs.
     """
 
     quiet: bool = False
+    started_as: str = ""
 
     def open(self) -> Repository:
         """The repository of the working folder. Raises RepositoryNotFoundError."""
@@ -42,6 +45,15 @@ class Session:
         if not self.quiet:
             click.secho("hint: ", fg="cyan", nl=False, err=True)
             click.echo(text, err=True)
+
+    @property
+    def program(self) -> list[str]:
+        """The words that start this very program from anywhere, in an environment that is not activated."""
+        from coral.git.settings import MODULE, NAMES
+
+        if os.path.basename(self.started_as) in NAMES and os.access(self.started_as, os.X_OK):
+            return [self.started_as]
+        return [sys.executable, *MODULE]
 
     @property
     def run(self) -> str | None:
