@@ -1,7 +1,8 @@
 """What stands between git's working tree and its blobs: files become manifests ("clean"), and come back ("smudge").
 
 Whatever is not understood passes through unchanged, in both directions, so that nothing is ever lost on the way: what
-is a manifest already, one with conflict markers in it, and one whose tensors are not here.
+is a manifest already, one with conflict markers in it, and one whose tensors are not here; and so do the pointers of
+git-LFS, which are no models.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from coral import containers
 from coral.errors import CoralError, CorruptionError, RepositoryNotFoundError
 from coral.format.manifest import Manifest, is_manifest
+from coral.git.lfs import parse_pointer
 from coral.git.pktline import PacketReader
 from coral.objects.parent import Parent
 from coral.verbs import layout
@@ -84,7 +86,7 @@ class GitFilter:
         head = memoryview(bytearray(_HEAD_BYTES))
         start = bytes(head[: content.read_into(head)])
         if len(start) < _HEAD_BYTES:
-            return start if not start or is_manifest(start) else self._store(name, containers.BytesFile(start))
+            return start if _is_no_model(start) else self._store(name, containers.BytesFile(start))
         if is_manifest(start):
             return _whole(start, content)
         size = self._size(name)
@@ -199,6 +201,11 @@ class GitFilter:
             self._opened[0].sweep_temporary()
         self._is_holding = False
         self._holding.close()
+
+
+def _is_no_model(content: bytes) -> bool:
+    """Whether a file's content is what git shall keep of it."""
+    return not content or is_manifest(content) or parse_pointer(content) is not None
 
 
 def read_manifest(text: bytes) -> Manifest | None:
