@@ -534,6 +534,21 @@ class Folder:
                 return
             sync_folder(path.parent)
 
+    def remove_tree(self, key: str) -> None:
+        """Remove a folder with all that is in it; a missing one is fine. What links in it lead to stays."""
+        path = self._inside(key)
+        with translate_errors(path):
+            if not _is_folder(path):
+                return
+            for root, folders, files in os.walk(path, topdown=False):
+                for name in files:
+                    disk.current.unlink(os.path.join(root, name))
+                for name in folders:
+                    inner = os.path.join(root, name)
+                    (disk.current.unlink if os.path.islink(inner) else disk.current.rmdir)(inner)
+            disk.current.rmdir(path)
+            sync_folder(path.parent)
+
     def sync(self, key: str) -> None:
         """Make the files in a folder, which another library wrote, and their names durable."""
         folder = self.path(key)

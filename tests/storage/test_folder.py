@@ -133,6 +133,8 @@ def test_symbolic_links_are_not_followed(folder: Folder, tmp_path: Path) -> None
         lambda: folder.move("link/precious", "stolen"),
         lambda: folder.move("good", "link/good"),
         lambda: folder.make_folder("link/sub"),
+        lambda: folder.remove_tree("link"),
+        lambda: folder.remove_tree("link/sub"),
     )
     for action in actions:
         with pytest.raises(StorageError):
@@ -208,6 +210,16 @@ def test_the_second_name_of_a_symbolic_link_is_a_link(folder: Folder) -> None:
     folder.path("here").symlink_to("target")
     folder.link("here", "there")
     assert folder.path("there").is_symlink() and folder.read("there") == b"data"
+
+
+def test_remove_tree(folder: Folder, tmp_path: Path) -> None:
+    """All that is in a folder goes with it, but not what links in it lead to; a missing one is fine."""
+    folder.write("stays", b"data")
+    folder.write("old/deep/er", b"data")
+    (folder.root / "old/link").symlink_to(folder.root)
+    folder.remove_tree("old")
+    folder.remove_tree("old")
+    assert everything(tmp_path) == {"root/stays": b"data"}
 
 
 def test_append(folder: Folder) -> None:
