@@ -11,11 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from coral.errors import GitCommandError
 
 _MOST_COMPLAINTS = 20
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 QUIET = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "submodule.recurse=false")
 """Options with which a question runs no program that the repository's own configuration names."""
 QUIET_ENVIRONMENT = {
@@ -40,22 +42,35 @@ def ask(folder: Path, arguments: Sequence[str], *, nothing_found: int = 0) -> st
     return output.decode(errors="surrogateescape") if status in (0, nothing_found) else None
 
 
-def run(folder: Path, arguments: Sequence[str], *, data: bytes = b"", quiet: bool = True) -> bytes:
+def run(
+    folder: Path,
+    arguments: Sequence[str],
+    *,
+    data: bytes = b"",
+    quiet: bool = True,
+    environment: Mapping[str, str] = _NOTHING,
+) -> bytes:
     """What a git command prints.
 
     Args:
         data: its standard input.
         quiet: no hooks, no file system monitor, nothing fetched.
+        environment: variables besides ours.
 
     Raises:
         GitCommandError: it failed; the message is what it said.
     """
-    options, environment = (QUIET, QUIET_ENVIRONMENT) if quiet else ((), {})
-    status, output, complaint = _execute(folder, [*options, *arguments], data=data, environment=environment)
+    options, own = (QUIET, QUIET_ENVIRONMENT) if quiet else ((), {})
+    status, output, complaint = _execute(folder, [*options, *arguments], data=data, environment={**own, **environment})
     if status != 0:
-        said = complaint.decode(errors="replace").strip()
-        raise GitCommandError(f"git {arguments[0]} failed: {said or f'exit status {status}'}")
+        raise _failure(arguments, status, complaint)
     return output
+
+
+def _failure(arguments: Sequence[str], status: int, complaint: bytes) -> GitCommandError:
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    said = complaint.decode(errors="replace").strip()
+    return GitCommandError(f"git {command} failed: {said or f'exit status {status}'}")
 
 
 class Conversation:
@@ -65,12 +80,12 @@ class Conversation:
         stdin, stdout: its ends of the pipes.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], arguments: Sequence[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
         self.stdin: IO[bytes] = process.stdin
         self.stdout: IO[bytes] = process.stdout
         self._process = process
-        self._name = name
+        self._arguments = arguments
         self._complaints: deque[bytes] = deque(maxlen=_MOST_COMPLAINTS)
         # Whoever complains much must not wait for somebody to read it.
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -81,11 +96,12 @@ class Conversation:
         with self._process.stderr as stderr:
             self._complaints.extend(stderr)
 
-    def tell(self, data: bytes) -> None:
-        """Write to the process. Raises GitCommandError when it is gone."""
+    def tell(self, data: bytes, *, now: bool = True) -> None:
+        """Write to the process, in larger pieces unless it is wanted ``now``. Raises GitCommandError when it is gone."""
         try:
             self.stdin.write(data)
-            self.stdin.flush()
+            if now:
+                self.stdin.flush()
         except OSError:
             raise self.failure() from None
 
@@ -98,8 +114,7 @@ class Conversation:
         """The error for a process that ended badly, or too early; the message is what it said last."""
         status = self._end()
         self._listener.join()
-        said = b"".join(self._complaints).decode(errors="replace").strip()
-        return GitCommandError(f"git {self._name} failed: {said or f'exit status {status}'}")
+        return _failure(self._arguments, status, b"".join(self._complaints))
 
     def _end(self) -> int:
         with contextlib.suppress(OSError):
@@ -115,18 +130,37 @@ class Conversation:
 
 
 @contextlib.contextmanager
-def converse(folder: Path, arguments: Sequence[str]) -> Iterator[Conversation]:
-    """Start a git command that answers while it is asked, quietly as :func:`ask`; it ends with the block.
+def converse(
+    folder: Path, arguments: Sequence[str], *, environment: Mapping[str, str] = _NOTHING
+) -> Iterator[Conversation]:
+    """Start a git command that answers while it is asked, quietly as :func:`ask`; it is killed at the block's end.
+
+    Args:
+        environment: variables besides ours.
 
     Raises:
         GitCommandError: there is no git.
     """
-    name = next(word for word in arguments if not word.startswith("-"))
-    talk = Conversation(_start(folder, [*QUIET, *arguments], environment=QUIET_ENVIRONMENT), name)
+    started = _start(folder, [*QUIET, *arguments], environment={**QUIET_ENVIRONMENT, **environment})
+    talk = Conversation(started, arguments)
     try:
         yield talk
     finally:
         talk.kill()
+
+
+@contextlib.contextmanager
+def stream(
+    folder: Path, arguments: Sequence[str], *, environment: Mapping[str, str] = _NOTHING
+) -> Iterator[Conversation]:
+    """As :func:`converse`, of a process that counts only when it comes to its end, which the block's end waits for.
+
+    Raises:
+        GitCommandError: at the end of the block, when the process failed; where an exception leaves it, it is killed.
+    """
+    with converse(folder, arguments, environment=environment) as talk:
+        yield talk
+        talk.finish()
 
 
 def lines(folder: Path, arguments: Sequence[str], *, data: bytes = b"") -> Iterator[bytes]:
