@@ -62,6 +62,7 @@ SECTIONS = {
         "push": "Send tensors to a remote.",
         "remote": "Name the folders that tensors are shared through.",
         "merge": "Settle the conflicts in a model.",
+        "import-lfs": "Take over what git-LFS keeps.",
     },
     "Called by git": {
         "git-filter": "Turn models into manifests, and back.",

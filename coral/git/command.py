@@ -97,7 +97,7 @@ class Conversation:
             self._complaints.extend(stderr)
 
     def tell(self, data: bytes, *, now: bool = True) -> None:
-        """Write to the process, in larger pieces unless it is wanted ``now``. Raises GitCommandError when it is gone."""
+        """Write to the process, in larger pieces unless wanted ``now``. Raises GitCommandError when it is gone."""
         try:
             self.stdin.write(data)
             if now:

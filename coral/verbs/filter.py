@@ -98,6 +98,15 @@ class GitFilter:
         """Store a file that git put somewhere else than where it belongs. Raises as :meth:`clean`."""
         return Manifest.from_bytes(self._store(name, containers.OpenFile(path)))
 
+    def keep_whole(self, name: str, file: containers.ReadableFile) -> bytes:
+        """What :meth:`clean` gives for a file that is open, and is closed. Raises as that."""
+        start = file.read(0, min(file.size, _HEAD_BYTES))
+        if _is_no_model(start):
+            text = file.read(0, file.size)
+            file.close()
+            return text
+        return self._store(name, file)
+
     def describe(self, parsed: containers.ParsedFile) -> Manifest:
         """The manifest of a file that is open, without storing it."""
         from coral.objects.writer import TensorHasher
