@@ -62,7 +62,8 @@ SECTIONS = {
         "push": "Send tensors to a remote.",
         "remote": "Name the folders that tensors are shared through.",
         "merge": "Settle the conflicts in a model.",
-        "import-lfs": "Take over what git-LFS keeps.",
+        "import-lfs": "Have coral keep what git-LFS keeps.",
+        "export": "Write plain files, without git and coral.",
     },
     "Called by git": {
         "git-filter": "Turn models into manifests, and back.",
