@@ -82,12 +82,12 @@ def alone(top: Path) -> Iterator[Folder]:
     folder = layout.create(top)
     with file_lock(folder.root / "locks" / _SCRATCH, timeout=_PATIENCE_SECONDS):
         scratch = folder.sub("tmp")
-        scratch.remove_folder(_SCRATCH)
+        scratch.remove_tree(_SCRATCH)
         scratch.make_folder(_SCRATCH)
         try:
             yield scratch.sub(_SCRATCH)
         finally:
-            scratch.remove_folder(_SCRATCH)
+            scratch.remove_tree(_SCRATCH)
 
 
 def missing_error(names: Sequence[str], *, bring: str) -> NotFoundError:

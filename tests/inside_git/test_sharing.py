@@ -16,7 +16,7 @@ def shared(project: Project, tmp_path: Path) -> Project:
     """A project whose git remote is bare, and whose coral remote is a folder."""
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", tmp_path / "origin.git"], check=True)
     project.git("remote", "add", "origin", str(tmp_path / "origin.git"))
-    project.coral("install")
+    project.coral("install", "--force")
     project.coral("remote", "add", "origin", str(tmp_path / "tensors"))
     project.commit("one", model=safe(tensors(1, rows=1 << 14)), other=safe(tensors(2)))
     return project

@@ -19,6 +19,7 @@ from coral.ids import ChunkId, checksum, chunk_id, single_ref
 from coral.objects import ChunkStore
 from coral.objects import copying as module
 from coral.objects.copying import ChunkCopier
+from coral.storage import disk
 from coral.storage.locks import file_lock
 from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
 from tests.objects.test_deltas import bf16, damage, depths, drift, drifting, entry_of, lose, parent_of, weights
@@ -28,7 +29,7 @@ from tests.storage.test_folder import run_python, start_python
 @pytest.fixture(autouse=True)
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is durable is another test's matter."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr(disk.current, "fsync", lambda fd: None)
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_a_full_disk_keeps_what_was_published(
         return real(fd, views, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", full)
+        patch.setattr(disk.current, "pwritev", full)
         with pytest.raises(StorageError):
             copy(here, there, [record])
     assert len(stored_chunks(open_store(tmp_path / "there"))) == 4
@@ -369,10 +370,11 @@ import os, signal, sys
 from pathlib import Path
 from coral.objects import copying
 from coral.objects.copying import ChunkCopier
+from coral.storage import disk
 from tests.objects.helpers import *
 from tests.objects.test_copying import wanted
 copying.PUBLISH_BYTES = 1 << 20
-os.fsync = lambda fd: None
+disk.current.fsync = lambda fd: None
 calls, limit = 0, int(sys.argv[2])
 def dying(real):
     def call(*arguments, **named):
@@ -383,7 +385,7 @@ def dying(real):
         return real(*arguments, **named)
     return call
 for name in ("pwritev", "rename", "unlink"):
-    setattr(os, name, dying(getattr(os, name)))
+    setattr(disk.current, name, dying(getattr(disk.current, name)))
 root = Path(sys.argv[1])
 here, there = open_store(root / "here", threads=1), open_store(root / "there", threads=1)
 with ChunkCopier(here, there, near=here) as copier:

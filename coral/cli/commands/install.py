@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from coral.cli.inside_git import global_option, here, is_global, local_option, say_installed, say_settings
+from coral.cli.output import printable
 from coral.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from coral.git.place import Place
 
 
 @click.command()
@@ -18,7 +23,8 @@ from coral.cli.session import Session, pass_session
 def command(session: Session, local: bool, everywhere: bool, force: bool) -> None:
     """Set coral up in the git repository of this folder: its own repository, git's settings, and the pre-push hook.
 
-    A hook that is there already goes on running, before coral's. With --global git's settings alone are written, for
+    The remotes that the project's .coralconfig names are taken over, and shown. A hook that is there already goes on
+    running, before coral's. With --global git's settings alone are written, for
     every repository of this user; 'coral track' or 'coral install' does the rest in each of them.
 
     \b
@@ -34,8 +40,22 @@ def command(session: Session, local: bool, everywhere: bool, force: bool) -> Non
     place = here()
     done = install(place, session.program, force=force)
     say_installed(session, place, done)
-    if not done.changed:
+    adopted = _adopt(session, place)
+    if not (done.changed or adopted):
         session.say("coral is installed in this repository already")
+
+
+def _adopt(session: Session, place: Place) -> bool:
+    """Take over the remotes that the project's .coralconfig offers, and say so; whether there were any."""
+    from coral.verbs import layout
+    from coral.verbs.remotes import adopt_remotes
+
+    adopted = adopt_remotes(place.top, layout.open_folder(place.top))
+    for remote in adopted:
+        session.say(f"tensors are shared with {printable(remote.url)}, as .coralconfig says: the remote {remote.name}")
+    if adopted:
+        session.advise(f"'coral remote remove {adopted[0].name} --private' takes that back")
+    return bool(adopted)
 
 
 def _install_globally(session: Session, force: bool) -> None:
