@@ -130,13 +130,14 @@ def test_a_damaged_object_is_an_error(work: Path) -> None:
 
 
 def test_stopping_early_leaves_no_process(work: Path) -> None:
-    """Whoever stops asking leaves no git behind."""
+    """Whoever stops asking leaves no git behind, neither running nor waiting to be looked at."""
     ids = [blob(work, f"text {number}") for number in range(300)]
     found = read_blobs(work, ids)
     next(found)
     found.close()  # type: ignore[attr-defined]
-    children = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    assert "cat-file" not in children.stdout
+    listed = subprocess.run(["ps", "-A", "-o", "ppid=,args="], check=True, capture_output=True, text=True).stdout
+    children = [line for line in listed.splitlines() if line.split()[0] == str(os.getpid())]
+    assert not any("git" in line for line in children)
 
 
 def test_names_are_looked_up(work: Path) -> None:

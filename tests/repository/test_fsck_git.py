@@ -60,14 +60,16 @@ def test_each_manifest_that_lacks_something_is_named(repo: Repository) -> None:
         (head(repo), "a.safetensors", "layer.weight"),
         ("index", "a.safetensors", "layer.weight"),
     ]
-    git(repo.path, "stash", "-q")
-    assert (head(repo, "stash"), "a.safetensors", "layer.weight") in lacks(repo)
     done = run_command([sys.executable, "-m", "coral", "fsck", "--git", "--json"], repo.path)
     assert done.returncode == 5
     assert sum(found["in_git"] for found in json.loads(done.stdout)["damage"]) == 2
     said = run_command([sys.executable, "-m", "coral", "fsck", "--git"], repo.path)
     assert f"damaged: git {head(repo)[:10]} a.safetensors layer.weight: " in said.stdout
+    assert "damaged: git index a.safetensors layer.weight: " in said.stdout
     assert said.returncode == 5
+    git(repo.path, "stash", "-q")
+    stashed = {head(repo, "stash"), head(repo, "stash^2")}
+    assert any(commit in stashed and part == "a.safetensors" for commit, part, _ in lacks(repo))
 
 
 def test_a_tensor_of_many_manifests(repo: Repository) -> None:
