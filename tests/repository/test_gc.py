@@ -20,6 +20,7 @@ from coral import ConflictError, CorruptionError, Repository
 from coral.errors import CoralError, GitCommandError, LockedError
 from coral.experiments import ExperimentTracker
 from coral.format import codecs
+from coral.verbs.filter import GitFilter
 from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
 
 OLD = time.time() - 30 * 24 * 3600
@@ -668,3 +669,63 @@ def test_the_command(repo: Repository) -> None:
     assert "1 chunk of 1 pack" in text and "removed from the trash" in text
     assert run_command(coral, repo.path).stdout == "nothing to collect\n"
     assert run_command([*coral, "--grace", "soon"], repo.path).returncode == 2
+
+
+def test_what_is_found_and_not_named_yet_counts_as_young(repo: Repository) -> None:
+    """Bytes that only old garbage held are kept for the grace period from when somebody stored them again."""
+    commit(repo, 1)
+    data = np.random.default_rng(5).bytes(5000)
+    repo.store.put_bytes(data)
+    grow_old(repo)
+    fresh = Repository(repo.path)
+    ref = fresh.store.put_bytes(data)
+    assert fresh.gc().packs == 0
+    assert Repository(repo.path).store.get_bytes(ref, 5000) == data
+    grow_old(repo)
+    assert fresh.gc().packs == 1
+
+
+def test_a_filter_keeps_what_git_has_not_named_yet(repo: Repository) -> None:
+    """While git's filter process lives, which is until git has written its index, nothing is collected."""
+    commit(repo, 1)
+    path = repo.path / "x.bin"
+    path.write_bytes(np.random.default_rng(6).bytes(5000))
+    git_filter = GitFilter(repo.path)
+    git_filter.keep("x.bin", path)
+    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    time.sleep(1.5)
+    assert process.poll() is None
+    git_filter.finish()
+    assert finish(process) == "1\n"
+
+
+def test_what_stays_in_a_pack_can_be_read(repo: Repository) -> None:
+    """A pack that is not worth rewriting keeps its garbage, and whatever that stands on."""
+    commit(repo, 1)
+    repo.create_branch("series")
+    other = Repository(repo.path)
+    other.pin("series")
+    made = delta_series(other, 1)
+    more = {"w": (made[0]["w"] + np.float32(1e-4)).astype("f4")}
+    large = {"x": np.random.default_rng(3).normal(size=(4000, 300)).astype("f4")}
+    other.stage_weights(more)
+    other.stage_weights(large, "large")
+    tip = other.commit("a little garbage").commit_hash
+    alone = other.history.write_commit(overlay={"large": other.history.part(tip, "large")}, message="alone")
+    repo.tag("kept", alone.commit_hash)
+    repo.delete_branch("series", force=True)
+    forget(repo)
+    grow_old(repo)
+    assert deltas_in(repo) == 1 and repo.gc().packs == 0
+    again = Repository(repo.path)
+    again.stage_weights(more)
+    again.commit("what was garbage")
+    assert read(Repository(repo.path)) == raw(more)
+
+
+def test_a_conflict_about_a_whole_file_counts(inside: Path) -> None:
+    """A blob that begins with git's own marker, as git writes it where both sides added the file."""
+    text = manifest(inside, 7)
+    (inside / "m.safetensors").write_bytes(b"<<<<<<< HEAD\n" + text + b"=======\nx\n>>>>>>> b\n")
+    git(inside, "add", "m.safetensors")
+    assert Repository(inside).gc(prune_now=True).packs == 0
