@@ -22,7 +22,7 @@ from coral.errors import (
     RefNotFoundError,
     UsageError,
 )
-from coral.format.manifest import Manifest
+from coral.format.manifest import Manifest, TensorRecord
 from coral.format.names import check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from coral.verbs.fsck import Checked
     from coral.verbs.gc import Collected
     from coral.verbs.repack import Repacked
+    from coral.verbs.repair import Repaired
     from coral.verbs.transfer import Transferred
     from coral.verbs.verify import Verified
     from coral.verbs.weights import Weights
@@ -742,21 +743,62 @@ class Repository:
             self._line.check_can_leave(old, new, commit[:10])
             self.worktree.execute(self.worktree.plan(old, new, everything=False, force=False))
 
-    def fsck(self, *, read_data: bool = False, git: bool = False, progress: Progress | None = None) -> Checked:
-        """Check every commit that a branch, a tag or HEAD reaches; nothing is changed.
+    def fsck(
+        self,
+        *,
+        read_data: bool | float = False,
+        git: bool = False,
+        repair: bool = False,
+        progress: Progress | None = None,
+    ) -> Checked:
+        """Check every commit that a branch, a tag or HEAD reaches.
 
         Args:
-            read_data: read and verify every byte, rather than only that every chunk is there.
+            read_data: read and verify every byte, rather than only that every chunk is there; or a share of all,
+                another one each time.
             git: check what the git repository around the project reaches as well.
+            repair: make damaged indexes anew, and fetch what is lost from other packs, the trash, the remotes and the
+                project's files. Damaged packs go into the quarantine, and nothing is removed.
 
         Raises:
-            NotFoundError: there is no git repository around the project.
-            GitCommandError: git failed.
+            NotFoundError: there is no git repository around the project, and ``git``.
+            LockedError: others kept the store busy for too long to repair it.
         """
-        from coral.verbs.fsck import Checker
+        from coral.verbs.fsck import Checker, still_damaged, with_runs
+        from coral.verbs.scrub import Scrub
 
-        checker = Checker(self.history, self._reader, self.store, read_data=read_data, progress=progress)
-        return checker.run(git=self.path if git else None)
+        share = float(read_data)
+        checker = Checker(
+            self.history,
+            self._reader,
+            self.store,
+            read_data=share == 1,
+            scrub=Scrub(self.storage, share) if read_data is not False and share != 1 else None,
+            progress=progress,
+        )
+        checked = checker.run(git=self.path if git else None)
+        if repair:
+            self.flush()
+            self._line.check_not_holding()
+            repaired = self._repair([record for _, record in checker.damaged])
+            left = still_damaged(self.store, checked.damage, checker.damaged)
+            checked = replace(checked, damage=left, repaired=repaired)
+        return replace(checked, damage=with_runs(self.storage, checked.damage))
+
+    def _repair(self, damaged: Sequence[TensorRecord]) -> Repaired:
+        from coral.verbs.repair import Repairer
+
+        files = [*self.worktree.untracked(()), *self.worktree.materialised(self._known_parts())]
+        return Repairer(self.path, self.storage, self.config, self.store, sorted(set(files))).run(damaged)
+
+    def _known_parts(self) -> set[str]:
+        """The names of all parts of the tips."""
+        tips = {*self.history.branches().values(), *self.history.tags().values()}
+        found: set[str] = set()
+        for tip in tips:
+            with contextlib.suppress(CoralError):
+                found.update(self.history.parts(tip))
+        return found
 
     def verify(self, ref: str = "HEAD", *, read_data: bool = False, progress: Progress | None = None) -> Verified:
         """Check that a commit is just what somebody signed whom the user trusts, down to the chunks of its tensors.

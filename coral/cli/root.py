@@ -82,9 +82,10 @@ Exit codes:
   1 other error             6 an input file is malformed
   2 wrong usage             7 made by a newer coral
   3 no such name            8 the file system refused
-  4 conflict               10 not signed by a trusted key
-  70 a bug in coral
-  130 interrupted         141 the reader of the output went away
+  4 conflict                9 repaired (fsck --repair)
+  10 not signed by a trusted key
+  70 a bug in coral       130 interrupted
+  141 the reader of the output went away
 
 \b
 Environment: CORAL_AUTHOR     who commits ('Name <email>')

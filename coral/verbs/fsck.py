@@ -1,28 +1,38 @@
 """Checking a repository: every commit that can be reached, down to the bytes of its tensors.
 
-Refs lead to commits, commits to manifests, manifests to chunks; and the git repository around it leads to manifests
-of its own. What is damaged is named by the commit, part and tensor that it hurts. Nothing is changed.
+Refs lead to commits, commits to manifests, manifests to chunks. What is damaged is named by the commit, part and tensor
+that it hurts. Nothing is changed; :mod:`coral.verbs.repair` does that.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral.errors import CoralError, NotFoundError
-from coral.format.manifest import Manifest
+from coral.errors import CoralError, CorruptionError, NotFoundError
+from coral.format.manifest import Manifest, TensorRecord
 from coral.git.enclosing import find_git
 from coral.ids import chunk_id
+from coral.objects.jobs import batched, in_order
+from coral.objects.salvage import damaged_packs, read_fully
+from coral.verbs.marking import commits_in
 from coral.verbs.reachable import contents_in, is_conflicted, texts_of_git
 
 if TYPE_CHECKING:
-    from coral.format.manifest import TensorRecord
     from coral.history import History
+    from coral.ids import ChunkId, ContentRef
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
+    from coral.storage.folder import Folder
     from coral.verbs.parts import PartReader
+    from coral.verbs.repair import Repaired
+    from coral.verbs.scrub import Scrub
+
+_RUNS = "experiments"
+_CHUNKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +44,15 @@ class Damage:
         part: the part, None when the commit itself is damaged.
         tensor: the tensor, None when the manifest is damaged.
         message: what is wrong.
-        in_git: the commit is one of the git repository around the project, or what else holds objects there.
+        runs: the experiments that name the commit.
+        in_git: it is a commit, a ref or an index of the git repository around the project.
     """
 
     commit: str
     part: str | None
     tensor: str | None
     message: str
+    runs: tuple[str, ...] = ()
     in_git: bool = False
 
 
@@ -52,6 +64,8 @@ class Checked:
         commits, manifests, tensors: how many different ones were checked.
         nbytes: raw bytes that were read and verified; 0 when only the structure was.
         damage: everything that is wrong; none when the repository is sound.
+        damaged_packs: where something was found damaged, also where another pack makes up for it.
+        repaired: what was repaired, and is no damage any more.
     """
 
     commits: int
@@ -59,6 +73,8 @@ class Checked:
     tensors: int
     nbytes: int
     damage: tuple[Damage, ...]
+    damaged_packs: tuple[str, ...] = ()
+    repaired: Repaired | None = None
 
 
 class Checker:
@@ -66,6 +82,10 @@ class Checker:
 
     Args:
         read_data: read and verify every tensor's bytes, rather than only that their chunks are there.
+        scrub: read and verify these chunks.
+
+    Attributes:
+        damaged: the tensors that cannot be read, as far as was looked.
     """
 
     def __init__(
@@ -75,8 +95,12 @@ class Checker:
         store: ChunkStore,
         *,
         read_data: bool = False,
+        scrub: Scrub | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self.damaged: list[tuple[Damage, TensorRecord]] = []
+        self._scrub = scrub
+        self._to_read: dict[ChunkId, tuple[str, str, TensorRecord]] = {}
         self._history = history
         self._reader = reader
         self._store = store
@@ -91,17 +115,56 @@ class Checker:
         """Check everything that a branch, a tag or HEAD reaches.
 
         Args:
-            git: a project; what the git repository around it reaches is checked as well.
+            git: a folder of the user's git repository, to check what that reaches as well.
 
         Raises:
-            NotFoundError: there is no git repository.
+            NotFoundError: there is no git repository around it.
             GitCommandError: git failed.
         """
         damage = [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
-        if git is not None:
-            damage += self._check_git(git)
+        damage += self._check_git(git) if git is not None else ()
+        damage += self._read_share()
         counts = (len(self._commits), len(self._manifests), len(self._verdicts))
-        return Checked(*counts, self._nbytes, tuple(damage))
+        packs = tuple(pack.name for pack in damaged_packs(self._store))
+        return Checked(*counts, self._nbytes, tuple(damage), packs)
+
+    def _read_share(self) -> Iterator[Damage]:
+        """Read the chunks whose turn it is."""
+        for turn in self._scrub.turns(list(self._to_read)) if self._scrub is not None else ():
+            for chunk, error in self._in_order(turn):
+                if error is not None:
+                    commit, part, record = self._to_read[chunk]
+                    found = Damage(commit, part, record.name, error.message)
+                    self.damaged.append((found, record))
+                    yield found
+
+    def _in_order(self, chunks: Iterable[ChunkId]) -> Iterator[tuple[ChunkId, CorruptionError | None]]:
+        """Read chunks on all cores, as they lie on the disk; what is wrong with each."""
+
+        def read(batch: list[ChunkId]) -> list[tuple[ChunkId, int, CorruptionError | None]]:
+            return [(chunk, *self._read(chunk)) for chunk in batch]
+
+        batches = batched(sorted(chunks, key=self._place), lambda _: 1, _CHUNKS)
+        with contextlib.closing(in_order((self._store.submit(read, b) for b in batches), self._store.window)) as done:
+            for found in done:
+                for chunk, length, error in found:
+                    self._count(length)
+                    yield chunk, error
+
+    def _read(self, chunk: ChunkId) -> tuple[int, CorruptionError | None]:
+        try:
+            return read_fully(self._store, chunk), None
+        except CorruptionError as error:
+            return 0, error
+
+    def _place(self, chunk: ChunkId) -> tuple[str, int]:
+        found = self._store.packs.find(chunk)
+        return (found[0].name, found[1].offset) if found is not None else ("", 0)
+
+    def _count(self, nbytes: int) -> None:
+        self._nbytes += nbytes
+        if self._progress is not None:
+            self._progress(nbytes)
 
     def _tips(self) -> dict[str, str]:
         head = self._history.head().commit
@@ -132,8 +195,11 @@ class Checker:
             except CoralError as error:
                 yield Damage(commit, part, None, error.message)
                 continue
-            fresh = (record for record in manifest.everything if record.content not in self._verdicts)
-            yield from (Damage(commit, part, tensor, message) for tensor, message in self._check_records(fresh))
+            yield from self._check_manifest(manifest, commit, part)
+
+    def _check_manifest(self, manifest: Manifest, commit: str, part: str) -> Iterator[Damage]:
+        fresh = [record for record in manifest.everything if record.content not in self._verdicts]
+        yield from self._check_records(fresh, commit, part)
 
     def _check_git(self, project: Path) -> Iterator[Damage]:
         """Every manifest that is hurt is named, also where another one holds the same tensor."""
@@ -141,48 +207,86 @@ class Checker:
             raise NotFoundError(f"there is no git repository around {project}")
         for (commit, path), text in texts_of_git(project):
             self._manifests.add(chunk_id(text).hex())
-            yield from (Damage(commit, path, tensor, why, in_git=True) for tensor, why in self._check_text(text))
+            yield from self._check_text(text, commit, path)
 
-    def _check_text(self, text: bytes) -> Iterator[tuple[str | None, str]]:
+    def _check_text(self, text: bytes, commit: str, path: str) -> Iterator[Damage]:
         try:
             manifest = Manifest.from_bytes(text)
         except CoralError as error:
             # Whoever is to finish a merge may still take either side.
-            yield from self._check_contents(text) if is_conflicted(text) else [(None, error.message)]
+            if not is_conflicted(text):
+                yield Damage(commit, path, None, error.message, in_git=True)
+            for content in contents_in(text) if is_conflicted(text) else ():
+                yield from self._check_content(content, commit, path)
         else:
-            yield from self._check_records(manifest.everything)
+            yield from self._check_records(manifest.everything, commit, path, in_git=True)
 
-    def _check_contents(self, text: bytes) -> Iterator[tuple[str, str]]:
+    def _check_content(self, content: ContentRef, commit: str, path: str) -> Iterator[Damage]:
         """See that what a manifest in conflict names is there; its shapes may belong to the one side or the other."""
-        for content in contents_in(text):
-            try:
-                for chunk in self._store.chunks_in(content):
-                    self._store.packs.locate(chunk)
-            except CoralError as error:
-                yield content, error.message
+        try:
+            for chunk in self._store.chunks_in(content):
+                self._store.packs.locate(chunk)
+        except CoralError as error:
+            yield Damage(commit, path, content, error.message, in_git=True)
 
-    def _check_records(self, records: Iterable[TensorRecord]) -> Iterator[tuple[str, str]]:
+    def _check_records(
+        self, records: Iterable[TensorRecord], commit: str, part: str, *, in_git: bool = False
+    ) -> Iterator[Damage]:
         for record in records:
             if record.content not in self._verdicts:
-                self._verdicts[record.content] = self._check_record(record)
+                self._verdicts[record.content] = self._check_record(record, commit, part)
             verdict = self._verdicts[record.content]
             if verdict is not None:
-                yield record.name, verdict
+                found = Damage(commit, part, record.name, verdict, in_git=in_git)
+                self.damaged.append((found, record))
+                yield found
 
-    def _check_record(self, record: TensorRecord) -> str | None:
+    def _check_record(self, record: TensorRecord, commit: str, part: str) -> str | None:
         """What is wrong with a tensor, if anything."""
         try:
+            self._store.check(record)
             if self._read_data:
-                self._read(record)
-            else:
-                self._store.check(record)
+                self._read_all(record)
+            elif self._scrub is not None:
+                chunks = [chunk for chunk in self._store.chunk_ids(record) if chunk in self._scrub]
+                self._to_read |= dict.fromkeys(chunks, (commit, part, record))
         except CoralError as error:
             return error.message
         return None
 
-    def _read(self, record: TensorRecord) -> None:
-        for piece in self._store.stream([record]):
-            length = len(piece)
-            self._nbytes += length
-            if self._progress is not None:
-                self._progress(length)
+    def _read_all(self, record: TensorRecord) -> None:
+        if record.content.startswith("hex:"):
+            self._count(record.nbytes)
+            return
+        for _, error in self._in_order(self._store.chunk_ids(record)):
+            if error is not None:
+                raise error
+
+
+def still_damaged(
+    store: ChunkStore, damage: Iterable[Damage], damaged: Iterable[tuple[Damage, TensorRecord]]
+) -> tuple[Damage, ...]:
+    """What is left of the damage, after a repair of these tensors."""
+    mended = {found for found, record in damaged if _can_be_read(store, record)}
+    return tuple(found for found in damage if found not in mended)
+
+
+def _can_be_read(store: ChunkStore, record: TensorRecord) -> bool:
+    try:
+        for _ in store.stream([record]):
+            pass
+    except CoralError:
+        return False
+    return True
+
+
+def with_runs(folder: Folder, damage: Iterable[Damage]) -> tuple[Damage, ...]:
+    """Damage, with the experiments that name its commits."""
+    found = list(damage)
+    wanted = {one.commit for one in found}
+    runs: dict[str, set[str]] = {}
+    for name in folder.names(_RUNS) if found else ():
+        with contextlib.suppress(NotFoundError):
+            for commit in commits_in(folder.read(f"{_RUNS}/{name}")) & wanted:
+                runs.setdefault(commit, set()).add(name.partition(".")[0])
+    return tuple(replace(one, runs=tuple(sorted(runs.get(one.commit, ())))) for one in found)
