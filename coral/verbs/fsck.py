@@ -198,7 +198,7 @@ class Checker:
             yield from self._check_manifest(manifest, commit, part)
 
     def _check_manifest(self, manifest: Manifest, commit: str, part: str) -> Iterator[Damage]:
-        fresh = [record for record in manifest.everything if record.content not in self._verdicts]
+        fresh = (record for record in manifest.everything if record.content not in self._verdicts)
         yield from self._check_records(fresh, commit, part)
 
     def _check_git(self, project: Path) -> Iterator[Damage]:
