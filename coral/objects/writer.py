@@ -257,6 +257,8 @@ class StoreWriter(TensorHasher):
         pack, self._pack = self._pack, None
         entries, self._entries = self._entries, {}
         if pack is None:
+            # What was found instead of written may be in a pack that another process has only just renamed.
+            self._store.folder.sync_names()
             return 0
         publish_pack(self._store, pack, entries)
         return pack.size

@@ -549,6 +549,11 @@ class Folder:
             disk.current.rmdir(path)
             sync_folder(path.parent)
 
+    def sync_names(self) -> None:
+        """Make durable the names that can be seen in this folder, whoever gave them; none when it is not there."""
+        with translate_errors(self.root), contextlib.suppress(FileNotFoundError):
+            sync_folder(self.root)
+
     def sync(self, key: str) -> None:
         """Make the files in a folder, which another library wrote, and their names durable."""
         folder = self.path(key)

@@ -21,7 +21,9 @@ from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_CHUNK, MAGIC, Entry, pack_header
 from coral.ids import ContentRef, chunk_id
 from coral.objects import BytesSource, ChunkStore, Parent, TensorHasher
+from coral.storage import disk
 from coral.storage.folder import Folder
+from coral.testing.disks import Recording
 from tests.objects.helpers import (
     MIB,
     Tensor,
@@ -485,3 +487,14 @@ def test_progress_counts_bytes(store: ChunkStore) -> None:
     with store.writer() as writer:
         writer.write_tensors([Tensor("a", noise(1, 3 * MIB)), BytesSource("b", noise(2, 100))], progress=told.append)
     assert sum(told) == 3 * MIB + 100
+
+
+def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
+    """A writer that writes nothing syncs the packs' names: what it found may be in a pack that was just renamed."""
+    tensor = Tensor("t", noise(1, 1000))
+    write(open_store(tmp_path), tensor)
+    recording = Recording()
+    with disk.use(recording):
+        write(open_store(tmp_path), tensor)
+    changes = [operation for operation in recording.operations if "/packs" in operation.path]
+    assert [(operation.kind, Path(operation.path).name) for operation in changes] == [("sync", "packs")]
