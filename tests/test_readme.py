@@ -50,9 +50,10 @@ def blocks(markdown: str) -> list[Block]:
 def run_shell(block: Block) -> None:
     """Run the block's commands as one script, which stops at the first that fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    identity = {f"GIT_{role}_{what}": "me" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.commands],
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **identity, "PATH": path},
         capture_output=True,
         text=True,
         timeout=120,
