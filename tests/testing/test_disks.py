@@ -1,0 +1,101 @@
+"""Disks that record, fail and kill, in Python and at the system calls: both see the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from coral.errors import StorageError
+from coral.storage import disk
+from coral.storage.folder import Folder
+from coral.testing import syscalls
+from coral.testing.disks import Failing, Killing, Recording, When
+from coral.testing.processes import Note, Warm
+from coral.testing.syscalls import Plan
+from coral.testing.trace import parse
+
+ROOT = Path(__file__).parents[2]
+
+
+def act(root: Path) -> None:
+    """One of each kind of change."""
+    folder = Folder(root / "f", temporary=root / "t")
+    folder.write("x", b"one", mode=0o600)
+    folder.create("y", b"two")
+    folder.move("x", "d/x")
+    folder.link("d/x", "z")
+    folder.remove("z")
+    with folder.new_file("w") as file:
+        file.write_at([b"ab", b"cd"])
+        file.patch(1, b"B")
+        file.truncate(3)
+        file.publish("w")
+    log = folder.append("log")
+    log.write_line(b"line")
+    log.sync()
+    log.close()
+
+
+def act_and_record(note: Note, root: Path, log: Path) -> None:
+    """As :func:`act`, watched."""
+    syscalls.watch(root, log=os.open(log, os.O_WRONLY | os.O_CREAT))
+    act(root)
+
+
+def act_and_die(note: Note, root: Path, plan: Plan) -> None:
+    """As :func:`act`, with a plan against it."""
+    syscalls.watch(root)
+    syscalls.arm(plan)
+    act(root)
+
+
+@pytest.mark.skipif(syscalls.compiler() is None, reason="NOT TESTED: no C compiler, or not Linux")
+def test_python_and_the_system_calls_agree(tmp_path: Path) -> None:
+    """What the disk in Python records is what the process did."""
+    root = tmp_path / "root"
+    root.mkdir()
+    with Warm(syscalls.build(tmp_path), [__name__], folder=ROOT) as warm:
+        ended = warm.run(f"{__name__}:act_and_record", root, tmp_path / "log")
+        assert ended.finished and ended.error is None, ended.error
+        died = warm.run(f"{__name__}:act_and_die", tmp_path / "other", Plan("kill before", 3))
+        assert not died.finished
+    seen = [one for one in parse((tmp_path / "log").read_bytes()) if one.kind != "chmod"]
+    shutil.rmtree(root)
+    root.mkdir()
+    recording = Recording()
+    with disk.use(recording):
+        act(root)
+    recorded = [one for one in recording.operations if one.kind != "chmod"]
+    assert [(one.kind, one.offset, one.data) for one in seen] == [(one.kind, one.offset, one.data) for one in recorded]
+    assert len(seen) > 30
+
+
+def test_a_failing_disk_fails_once_or_from_then_on(tmp_path: Path) -> None:
+    """At the operation that was chosen; nothing of it is left behind."""
+    for forever in (False, True):
+        folder = Folder(tmp_path / str(forever))
+        folder.write("x", b"one")
+        with disk.use(Failing(2, errno.ENOSPC, forever=forever)):
+            with pytest.raises(StorageError) as caught:
+                folder.write("x", b"two")
+            assert caught.value.errno == errno.ENOSPC
+            if not forever:
+                folder.write("x", b"two")
+        assert folder.read("x") == (b"one" if forever else b"two")
+
+
+@pytest.mark.parametrize(("when", "left"), [("before", b""), ("half", b"12"), ("after", b"1234")])
+def test_a_killing_disk_kills(tmp_path: Path, when: When, left: bytes) -> None:
+    """Just before, half-way through or just after the operation that was chosen."""
+    child = os.fork()
+    if not child:
+        with disk.use(Killing(1, when, kinds=["create", "write"])):
+            Folder(tmp_path / "f").append("x").write(b"1234")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (tmp_path / "f" / "x").read_bytes() == left
