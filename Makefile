@@ -1,5 +1,6 @@
 # make demo   train three models, pick the best, check its weights out
 # make test   lint, types, tests
+# make torture  kills and power cuts by the ten thousand, for hours; stop it with Ctrl-C, it goes on where it was
 # make clean  remove what the two made
 #
 # Both make .venv first, from any Python >= 3.11, with the versions of constraints.txt.
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SECONDS_SINCE = $$(( $$(date +%s) - $$started ))
 
-.PHONY: demo test clean
+.PHONY: demo test torture clean
 
 demo: $(STAMP)
 	@echo "== demo: three small models on the standard library's text (1 to 3 minutes on two cores)"
@@ -25,6 +26,10 @@ test: $(STAMP)
 	@$(BIN)/mypy
 	@echo "== pytest, two at a time (1 to 3 minutes)"
 	@$(BIN)/python -m pytest -n 2
+
+torture: $(STAMP)
+	@echo "== kills and power cuts (hours; Ctrl-C stops, and the next call goes on; TORTURE='--minutes 10')"
+	@$(BIN)/python -m tests.torture $(TORTURE)
 
 clean:
 	rm -rf $(VENV) coral/format/codecs/_kernel.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,193 @@
+"""The machinery of the torture tests: scenarios recorded, killed and refused in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from coral.errors import NothingToCommitError, StorageError
+from coral.repository import Repository
+from coral.testing import crash, syscalls
+from coral.testing.crash import State
+from coral.testing.processes import Note, Warm
+from coral.testing.syscalls import Plan
+from coral.testing.trace import Operation, parse
+from tests.torture.planted import plant
+from tests.torture.scenarios import SCENARIOS, Told, check, commit_beside, commit_one
+
+ROOT = Path(__file__).parents[2]
+_AGE_SECONDS = 60.0
+RACING = 30
+_MODULES = (
+    "coral.experiments",
+    "coral.objects.writer",
+    "coral.objects.consolidate",
+    "coral.verbs.checkpoint",
+    "coral.verbs.filter",
+    "coral.verbs.fsck",
+    "coral.verbs.repack",
+    "coral.verbs.weights",
+    "safetensors.numpy",
+    "tests.torture.harness",
+)
+
+
+def start(folder: Path) -> Warm | None:
+    """A warm process under watch; None where there is no compiler."""
+    if syscalls.compiler() is None:
+        return None
+    library = folder / syscalls.NAME
+    return Warm(library if library.exists() else syscalls.build(folder), _MODULES, folder=ROOT)
+
+
+def run_in(warm: Warm, job: str, *arguments: object) -> object:
+    """What a function of this file returns in a fork of the warm process; its errors are the caller's."""
+    ended = warm.run(f"{__name__}:{job}", *arguments)
+    assert ended.finished and ended.error is None, ended.error or "killed"
+    return ended.result
+
+
+# -- in a fork of the warm process
+
+
+def record(note: Note, scenario: str, project: Path, log: Path) -> None:
+    """Run a scenario, and record all of it."""
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    syscalls.watch(project, log=fd)
+    SCENARIOS[scenario](project, lambda told: syscalls.mark(pickle.dumps(told)))
+    os.close(fd)
+
+
+def run_with(note: Note, scenario: str, project: Path, plan: Plan, bug: str | None = None) -> int:
+    """Run a scenario with a plan against it; returns how many calls there were."""
+    if bug is not None:
+        plant(bug)
+    syscalls.watch(project)
+    syscalls.arm(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SCENARIOS[scenario](project, note)
+    return syscalls.count()
+
+
+def check_after(note: Note, project: Path, told: list[Told], power: bool, bug: str | None = None) -> list[str]:
+    """As :func:`checked`."""
+    if bug is not None:
+        plant(bug)
+    return checked(project, told, power=power)
+
+
+def hunt(
+    note: Note, bug: str, scenario: str, project: Path, template: Path, log: Path, limit: int, seed: int
+) -> tuple[int, list[str]] | None:
+    """Plant a bug, record a scenario, and look for it: how many states it took, and what was wrong, or None."""
+    plant(bug)
+    record(note, scenario, project, log)
+    syscalls.lie("")
+    found = bad_states(project, template, recorded(log), project.with_name("hunt"), limit=limit, seed=seed)
+    return next(((number, wrong) for number, (_, wrong) in enumerate(found, 1) if wrong), None)
+
+
+def nothing(note: Note) -> None:
+    """Show that the process is there."""
+
+
+def race(note: Note, project: Path, first: int, bug: str | None) -> None:
+    """Commit again and again to a branch that another process commits to."""
+    if bug is not None:
+        plant(bug)
+    repo = Repository(project)
+    for number in range(first, first + RACING):
+        note(("landed", commit_beside(repo, number, f"part{first}.safetensors")))
+
+
+def fail_and_retry(note: Note, project: Path, plan: Plan) -> tuple[bool, list[str]]:
+    """Commit on a disk that refuses, then on one that does not; whether it refused, and what is wrong."""
+    repo = Repository(project)
+    syscalls.watch(project)
+    syscalls.arm(plan)
+    told: list[Told] = []
+    wrong: list[str] = []
+    try:
+        told.append(("commit", commit_one(repo, 100), 100))
+    except StorageError as error:
+        if not error.message or (plan.errno and error.errno not in (plan.errno, None)):
+            wrong.append(f"the error says {error!r}")
+    except BaseException:
+        wrong.append(f"not a StorageError: {traceback.format_exc(limit=-4)}")
+    reached = syscalls.count() > plan.at
+    syscalls.arm(Plan())
+    if not told:
+        age(project)
+        try:
+            told.append(("commit", commit_one(repo, 100), 100))
+        except NothingToCommitError:  # refused when all was done but the last fsync
+            told.append(("commit", repo.resolve("HEAD"), 100))
+            wrong += [] if next(repo.log()).message == "n=100" else ["the retry finds nothing to commit"]
+        except BaseException:
+            wrong.append(f"the retry: {traceback.format_exc(limit=-4)}")
+    return reached, wrong + checked(project, told, power=False)
+
+
+# -- outside
+
+
+def kill_once(
+    warm: Warm, scenario: str, template: Path, project: Path, plan: Plan, *, bug: str | None = None
+) -> tuple[bool, list[str]]:
+    """Run a scenario and have it killed; whether it was, and what is wrong afterwards."""
+    copy(template, project)
+    ended = warm.run(f"{__name__}:run_with", scenario, project, plan, bug)
+    if ended.error is not None:
+        return False, [ended.error]
+    age(project)
+    found = run_in(warm, "check_after", project, ended.told, False, bug)
+    assert isinstance(found, list)
+    return not ended.finished, found
+
+
+def checked(project: Path, told: list[Told], *, power: bool) -> list[str]:
+    """What was promised and is not kept; an exception is one more thing that is wrong."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return check(project, told, power=power)
+    except Exception:
+        return [traceback.format_exc(limit=-6)]
+
+
+def age(folder: Path) -> None:
+    """Let a minute pass: what a kill leaves is looked at by a person, or by the next start of the job."""
+    then = time.time() - _AGE_SECONDS
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then), follow_symlinks=False)
+
+
+def copy(template: Path, project: Path) -> Path:
+    """A fresh copy of a repository."""
+    if project.exists():
+        shutil.rmtree(project)
+    shutil.copytree(template, project)
+    return project
+
+
+def recorded(log: Path) -> list[Operation]:
+    """What a scenario wrote."""
+    return parse(log.read_bytes())
+
+
+def bad_states(
+    project: Path, template: Path, operations: list[Operation], scratch: Path, *, limit: int, seed: int
+) -> Iterator[tuple[State, list[str]]]:
+    """Each state that a power cut may leave, with what is wrong with it."""
+    for state in crash.states(project, crash.scan(template), operations, limit=limit, seed=seed):
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        crash.materialise(state, scratch)
+        yield state, checked(scratch, [pickle.loads(mark) for mark in state.marks], power=True)
