@@ -20,6 +20,9 @@ from coral import ConflictError, CorruptionError, Repository
 from coral.errors import CoralError, GitCommandError, LockedError
 from coral.experiments import ExperimentTracker
 from coral.format import codecs
+from coral.format.pack import MAGIC, pack_header
+from coral.ids import checksum
+from coral.objects.writer import publish_pack
 from coral.verbs.filter import GitFilter
 from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
 
@@ -729,3 +732,81 @@ def test_a_conflict_about_a_whole_file_counts(inside: Path) -> None:
     (inside / "m.safetensors").write_bytes(b"<<<<<<< HEAD\n" + text + b"=======\nx\n>>>>>>> b\n")
     git(inside, "add", "m.safetensors")
     assert Repository(inside).gc(prune_now=True).packs == 0
+
+
+def test_what_is_sealed_and_not_named_yet_is_held(repo: Repository) -> None:
+    """After a lost race the parts are durable and no commit names them: they wait for the next attempt."""
+    commit(repo, 1)
+    mine = Repository(repo.path)
+    mine.stage_weights(weights(2))
+    commit(repo, 3)
+    with pytest.raises(ConflictError):
+        mine.commit("lost the race")
+    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    time.sleep(1.5)
+    assert process.poll() is None
+    mine.commit("again")
+    assert finish(process) == "0\n"
+    assert read(Repository(repo.path)) == raw(weights(2))
+
+
+HOLDER = """
+    import time
+    store = Repository(sys.argv[1]).store
+    print("go", flush=True)
+    while not os.path.exists(sys.argv[2]):
+        with store.held():
+            time.sleep(0.3)
+"""
+
+
+def test_writers_that_come_and_go_do_not_keep_collection_out(repo: Repository) -> None:
+    """Though at every moment somebody holds the store, a collection gets its turn."""
+    commit(repo, 1)
+    abandon(repo, 2)
+    stop = repo.path.parent / "stop"
+    holders = [child(HOLDER, repo.path, stop) for _ in range(6)]
+    for holder in holders:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+    try:
+        assert repo.gc(prune_now=True).packs == 1
+    finally:
+        stop.touch()
+        for holder in holders:
+            holder.communicate(timeout=60)
+
+
+def test_a_forged_record_does_not_supersede(repo: Repository) -> None:
+    """A record that stands alone, has a right checksum and holds other bytes makes no delta garbage."""
+    made = delta_series(repo, 2)
+    store = Repository(repo.path).store
+    chunk, entry = next(
+        item for pack in store.packs.packs for item in pack.index.items() if item[1].codec in codecs.WITH_BASE
+    )
+    payload = bytes(entry.raw_length)
+    forged = entry._replace(offset=len(MAGIC), codec=codecs.RAW, depth=0, stored_length=len(payload))
+    with store.folder.new_file("pack.pack") as file:
+        file.write(MAGIC)
+        file.write(pack_header(chunk, forged, checksum(payload)) + payload)
+        publish_pack(store, file, {chunk: forged})
+    Repository(repo.path).gc(prune_now=True)
+    assert read(Repository(repo.path)) == raw(made[-1])
+
+
+def test_damaged_lines_of_the_log_keep_what_they_name(repo: Repository) -> None:
+    """What cannot be undone any more is kept all the same: nobody knows how old such a line is."""
+    commit(repo, 1)
+    repo.create_branch("b")
+    other = Repository(repo.path)
+    other.pin("b")
+    commit(other, 2)
+    repo.delete_branch("b", force=True)
+    log = repo.coral_dir / "operations"
+    lines = [b"0" * 16 + line[16:] for line in log.read_bytes().splitlines()]
+    forget(repo)
+    log.write_bytes(b"\n".join(lines) + b"\n")
+    grow_old(repo)
+    assert repo.operations() == [] and repo.gc().packs == 0
+    log.unlink()
+    assert repo.gc().packs == 1

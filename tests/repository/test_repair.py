@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from coral import Repository
 from coral.experiments import ExperimentTracker
@@ -17,7 +18,7 @@ from coral.format import codecs
 from coral.verbs.config import Remote
 from coral.verbs.remotes import add_remote, open_remote
 from tests.repository.helpers import commit, raw, read, run_command, tree, weights
-from tests.repository.test_gc import delta_series
+from tests.repository.test_gc import delta_series, packs
 
 
 def flip(path: Path, place: int) -> None:
@@ -138,11 +139,14 @@ def test_wrong_bytes_repair_nothing(repo: Repository) -> None:
     """A remote and files that hold something else are no source."""
     lose(pack_of(repo, 2), repo)
     repo.checkout("HEAD~1", "model.safetensors")
+    save_file(weights(9), repo.path / "other.safetensors")
+    before = packs(repo)
     (repo.path / "broken.safetensors").write_bytes(b"rubbish")
     config = (repo.coral_dir / "config.toml").read_text()
     (repo.coral_dir / "config.toml").write_text(config + '\n[remotes.gone]\nurl = "/nowhere/at/all"\n')
     code, said = fsck(repo, "--repair")
     assert code == 5 and said["repaired"] == {"chunks": {}, "indexes": [], "quarantined": []}
+    assert packs(repo) == before
 
 
 def test_large_tensors_and_their_lists(repo: Repository) -> None:
@@ -264,3 +268,24 @@ def test_the_command(repo: Repository) -> None:
     done = run_command([*coral, "--read-data", "--repair"], repo.path)
     assert done.returncode == 9
     assert "from file model.safetensors" in done.stdout and "put aside: " in done.stdout
+
+
+def test_garbage_that_stood_on_a_lost_chunk_is_not_relied_on_either(repo: Repository) -> None:
+    """Deltas that no commit names any more are put aside with their base, so that no later commit finds them."""
+    series = Repository(repo.path / "series", init=True)
+    delta_series(series, 1)
+    series.create_branch("b")
+    other = Repository(series.path)
+    other.pin("b")
+    more = {"w": (np.asarray(series.get_weight("w")) + np.float32(1e-4)).astype("f4")}
+    other.stage_weights(more)
+    other.commit("a delta")
+    series.delete_branch("b", force=True)
+    first = min((series.coral_dir / "packs").glob("*.pack"))
+    for path in (first, first.with_suffix(".idx")):
+        path.unlink()
+    assert len(Repository(series.path).fsck(repair=True).damage) == 1
+    again = Repository(series.path)
+    again.stage_weights(more, "again")
+    again.commit("again")
+    assert read(Repository(series.path), name="again") == raw(more)
