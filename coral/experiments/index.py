@@ -22,6 +22,7 @@ from coral.experiments.columns import Mode
 from coral.experiments.record import SUMMARY, head, summaries
 from coral.experiments.scalars import MAX_STEP
 from coral.experiments.table import NO_STEP, FileKey, Table, dump, load
+from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 
 CACHE_KEY = "cache/experiments.index"
@@ -31,6 +32,7 @@ _BATCH = 32
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEAD_BYTES = 4096
 _MAX_HEAD_BYTES = 64 * 1024 * 1024
+_MAX_CACHE_BYTES = 1 << 30
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system we know (FAT)
 _MALFORMED = (CoralError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
 
@@ -136,8 +138,8 @@ class Index:
 
     def _load(self) -> Table | None:
         try:
-            return load(self._storage.read(CACHE_KEY))
-        except (CoralError, OSError):
+            return load(read_bounded(self._storage, CACHE_KEY, _MAX_CACHE_BYTES))
+        except (CoralError, OSError, RecursionError, OverflowError):
             return None
 
     def _save(self) -> None:

@@ -6,13 +6,16 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from coral.errors import CoralError, CorruptionError, VersionError
+from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 
 CONFIG = "config.toml"
 FORMAT_VERSION = 1
+_LIMIT = 64 << 10
+_MAX_DOTS = 200
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -65,7 +68,7 @@ class Config:
         """
         where = folder.path(CONFIG)
         try:
-            data = tomllib.loads(folder.read(CONFIG).decode())
+            data = read_settings(folder, CONFIG)
             _check_version(data["coral"], folder)
             store, user = data.get("store", {}), data.get("user", {})
             config = cls(
@@ -76,7 +79,7 @@ class Config:
                 remotes_of(data),
             )
             config._check()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, CoralError):
                 raise
             raise CorruptionError(f"{where} is damaged: {error}") from None
@@ -91,6 +94,15 @@ class Config:
         )
         if not good:
             raise ValueError("a setting has the wrong type")
+
+
+def read_settings(folder: Folder, key: str) -> dict[str, Any]:
+    """A settings file, parsed. Raises NotFoundError, CorruptionError, ValueError, RecursionError."""
+    text = read_bounded(folder, key, _LIMIT).decode()
+    # A key of thousands of dots costs their square, in time and memory.
+    if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line has more than {_MAX_DOTS} dots")
+    return tomllib.loads(text)
 
 
 def remotes_of(data: dict[str, dict[str, dict[str, object]]]) -> tuple[Remote, ...]:

@@ -20,7 +20,7 @@ from coral.errors import AlreadyExistsError, CoralError, FormatError, InvalidNam
 from coral.git.enclosing import find_git
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
-from coral.verbs.config import CONFIG, Config, Remote, remote_lines, remotes_of
+from coral.verbs.config import CONFIG, Config, Remote, read_settings, remote_lines, remotes_of
 from coral.verbs.layout import CORAL, open_folder
 
 if TYPE_CHECKING:
@@ -251,13 +251,13 @@ def _offered(path: Path | None) -> tuple[Remote, ...]:
     if path is None:
         return ()
     try:
-        remotes = remotes_of(tomllib.loads(Folder(path.parent).read(path.name).decode()))
+        remotes = remotes_of(read_settings(Folder(path.parent), path.name))
         for remote in remotes:
             _check_name(remote.name)
             _path_of(remote.url)
     except NotFoundError:
         return ()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.message if isinstance(error, CoralError) else error
         raise FormatError(f"{path} is malformed: {reason}", hint="mend it, or take it out of the project") from None
     return remotes

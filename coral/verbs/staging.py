@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from coral.errors import CorruptionError
+from coral.errors import CorruptionError, NotFoundError
 from coral.format.names import check_part_name
+from coral.history.commit import is_hash
+from coral.ids import checksum
+from coral.storage.bounded import read_bounded
 from coral.storage.locks import file_lock
 from coral.verbs.parts import PartReader
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from coral.storage.folder import Folder
 
 _INDEX = "index.json"
+_LIMIT = 256 << 20
 
 
 @dataclass(slots=True)
@@ -88,12 +92,16 @@ class ShellStaging:
         if not self._folder.exists(_INDEX):
             return Overlay()
         try:
-            data = json.loads(self._folder.read(_INDEX))
+            data = json.loads(read_bounded(self._folder, _INDEX, _LIMIT))
             base, parts = data["base"], data["parts"]
-            if not isinstance(base, str | None) or not all(isinstance(oid, str | None) for oid in parts.values()):
-                raise ValueError("wrong types")
+            if not all(oid is None or is_hash(oid) for oid in (base, *parts.values())):
+                raise ValueError("what should be a hash is none")
+            if data.get("check", check := _check(base, parts)) != check:
+                raise ValueError("its checksum is wrong")
             names = [check_part_name(name) for name in parts]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NotFoundError:  # somebody has committed it in this moment
+            return Overlay()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
                 f"{self._folder.path(_INDEX)} is damaged: {error}", hint="remove it and add the files again"
             ) from None
@@ -107,7 +115,13 @@ class ShellStaging:
             name: None if manifest is None else self._history.write_blob(manifest.to_bytes())
             for name, manifest in sorted(overlay.parts.items())
         }
-        self._folder.write(_INDEX, json.dumps({"base": overlay.base, "parts": parts}, indent=1).encode())
+        data = {"base": overlay.base, "parts": parts, "check": _check(overlay.base, parts)}
+        self._folder.write(_INDEX, json.dumps(data, indent=1).encode())
+
+
+def _check(base: str | None, parts: Mapping[str, str | None]) -> str:
+    """A checksum: a flipped letter of a name would be another name, and no error. Older files have none."""
+    return f"{checksum(json.dumps([base, sorted(parts.items())]).encode()):016x}"
 
 
 @dataclass(frozen=True, slots=True)

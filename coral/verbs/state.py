@@ -64,7 +64,9 @@ def decode_state(text: str, tensor: LoadTensor) -> object:
         return _Decoder(tensor).decode(tree, 0)
     except RecursionError:
         raise FormatError(f"a state is nested deeper than {MAX_DEPTH} levels") from None
-    except json.JSONDecodeError as error:
+    except FormatError:
+        raise
+    except ValueError as error:  # among others, a number of more digits than Python reads
         raise FormatError(f"a state is not JSON: {error}") from None
 
 

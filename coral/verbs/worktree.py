@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from coral.errors import CoralError, NotFoundError, OverwriteError, StorageError, UsageError
+from coral.errors import CoralError, OverwriteError, StorageError, UsageError
 from coral.format.manifest import Manifest
+from coral.ids import checksum
+from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.verbs.parts import PartReader, is_state
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import Progress
 
 _CACHE = "files.json"
+_CACHE_LIMIT = 256 << 20
 _SETTLED_NS = 50_000_000
 MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
 """How files are named that are likely to hold weights."""
@@ -266,9 +269,10 @@ class WorkTree:
     def _load_stamps(self) -> dict[str, tuple[list[int], str]]:
         if self._stamps is None:
             try:
-                data = json.loads(self._cache_folder.read(_CACHE))
+                first, _, body = read_bounded(self._cache_folder, _CACHE, _CACHE_LIMIT).partition(b"\n")
+                data = json.loads(body) if first == _check_line(body) else {}
                 self._stamps = {name: (list(stamp), str(digest)) for name, (stamp, digest) in data.items()}
-            except (NotFoundError, ValueError, TypeError, AttributeError):
+            except (CoralError, ValueError, TypeError, AttributeError, RecursionError):
                 self._stamps = {}
         return self._stamps
 
@@ -276,7 +280,8 @@ class WorkTree:
         """Keep the stamps for the next process; a disk that refuses costs time there, and nothing else."""
         if self._stamps is not None:
             with contextlib.suppress(StorageError):
-                self._cache_folder.write(_CACHE, json.dumps(self._stamps).encode())
+                body = json.dumps(self._stamps).encode()
+                self._cache_folder.write(_CACHE, _check_line(body) + b"\n" + body)
 
     def part_name(self, path: Path) -> str:
         """The part that a file is, by its path relative to the project. Raises UsageError for one outside of it."""
@@ -287,6 +292,11 @@ class WorkTree:
                 f"{path} is outside of the project {self.folder.root}",
                 hint="give it a name with name= (--name), or copy it in",
             ) from None
+
+
+def _check_line(body: bytes) -> bytes:
+    """The first line of the stamps' file, as JSON: a damaged stamp would pass a changed file off as unchanged."""
+    return b'"%016x"' % checksum(body)
 
 
 def _digest(text: bytes) -> str:
