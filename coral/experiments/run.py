@@ -18,6 +18,7 @@ from coral.experiments.columns import History, Mode
 from coral.experiments.experiment import Artifact, Experiment, ExperimentStatus, Metrics, checked_mode, now, to_ms
 from coral.experiments.fold import Fold
 from coral.experiments.journal import Event
+from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.scalars import MAX_STEP, Json, number, plain, tagged, whole
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Run(Experiment):
             raise UsageError("a metric's name is a string that is not empty")
         event["v"] = {name: tagged(number(name, value)) for name, value in metrics.items()}
         if metadata:
-            event["d"] = plain(metadata)
+            event["d"] = as_params(metadata)
         if metrics:
             self._open().append(event)
 
@@ -136,11 +137,12 @@ class Run(Experiment):
 
     def set_labels(self, labels: Mapping[str, str | None]) -> None:
         """Set key-value labels; None removes one."""
-        self._set("labels", {str(key): None if value is None else str(value) for key, value in labels.items()})
+        kept = {str(key): None if value is None else str(value) for key, value in labels.items()}
+        self._set("labels", redact_params({**kept}))
 
     def set_notes(self, notes: str | None) -> None:
         """Replace the notes."""
-        self._set("notes", None if notes is None else str(notes))
+        self._set("notes", None if notes is None else redact_text(str(notes), "notes"))
 
     def set_objective(self, objective: Mapping[str, Mode]) -> None:
         """Declare which way is better, by metric. Raises UsageError for what is neither ``min`` nor ``max``."""
@@ -257,6 +259,7 @@ class Run(Experiment):
         try:
             if pinned is not None and all(commit.commit_hash != pinned for commit in self.commits):
                 self._link(self.repo.history.commit(pinned))
+            failure = redact_params({**failure}) if failure else None
             event: Event = {"e": "end", "status": str(status), "failure": failure, "commit": pinned}
             kept = sink.finish(event)
             for one in fields(kept):
@@ -340,11 +343,11 @@ class Run(Experiment):
 
 
 def as_params(params: Mapping[str, object]) -> dict[str, Json]:
-    """Parameters as they are kept. Raises UsageError for what is not a mapping."""
+    """Parameters as they are kept, without secrets. Raises UsageError for what is not a mapping."""
     kept = plain(params) if isinstance(params, Mapping) else None
     if not isinstance(kept, dict):
         raise UsageError(f"parameters are a mapping, not {type(params).__name__}")
-    return kept
+    return redact_params(kept)
 
 
 def as_tags(tags: Iterable[str]) -> list[str]:

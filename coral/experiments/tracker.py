@@ -30,6 +30,7 @@ from coral.experiments.experiment import (
 from coral.experiments.fold import objective as checked_objective
 from coral.experiments.local import LocalBackend
 from coral.experiments.query import Lineage, as_result, compare, lineage
+from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_objective, as_params, as_status, as_tags
 from coral.experiments.scalars import Json, merge, shown
@@ -92,8 +93,10 @@ class ExperimentTracker:
         """
         self._check_free()
         run = _new_run(name, params, tags, owner)
-        run.description, run.notes, run.group = description, notes, _group(group)
-        run.labels = {str(key): str(value) for key, value in (labels or {}).items()}
+        run.group = _group(group)
+        run.description, run.notes = _clean(description, "description"), _clean(notes, "notes")
+        kept = redact_params({str(key): str(value) for key, value in (labels or {}).items()})
+        run.labels = {key: str(value) for key, value in kept.items()}
         run.objective = checked_objective(as_objective(objective or {}))
         return self._begin(run, None)
 
@@ -464,7 +467,7 @@ def _new_run(name: str, params: Mapping[str, object] | None, tags: Iterable[str]
     time, kept = from_ms(to_ms(now())), shown(as_params(params or {}))
     return Experiment(
         experiment_id=secrets.token_hex(6),
-        name=name,
+        name=redact_text(name, "name"),
         status=ExperimentStatus.RUNNING,
         created_at=time,
         started_at=time,
@@ -484,6 +487,10 @@ def _environment() -> dict[str, Json]:
         "platform": sys.platform,
         "coral": getattr(sys.modules.get("coral"), "__version__", None),
     }
+
+
+def _clean(text: str | None, what: str) -> str | None:
+    return None if text is None else redact_text(text, what)
 
 
 def _group(group: str | None) -> str | None:
