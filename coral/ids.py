@@ -28,6 +28,7 @@ ID_BYTES = 32
 INLINE_LIMIT = 32
 
 _LIST_CONTEXT = "coral 2026 chunk list 1"
+_CODE_CONTEXT = "coral 2026 code changes 1"
 _CONTENT_REF = re.compile(r"(?:b3|b3l):[0-9a-f]{64}|hex:(?:[0-9a-f]{2}){0,32}", re.ASCII)
 # Fingerprints never leave the process; a secret seed keeps crafted collisions useless.
 _PROCESS_SEED = int.from_bytes(os.urandom(8), "little")
@@ -41,6 +42,11 @@ def chunk_id(data: Buffer) -> ChunkId:
 def list_id(data: Buffer) -> ChunkId:
     """The id of a chunk list; its own context keeps it apart from a chunk of the same bytes."""
     return ChunkId(blake3.blake3(data, derive_key_context=_LIST_CONTEXT).digest())
+
+
+def code_hash(data: Buffer) -> str:
+    """64 hexadecimal digits for a file of code, or for a list of changes to code; its own context as well."""
+    return blake3.blake3(data, derive_key_context=_CODE_CONTEXT).hexdigest()
 
 
 def checksum(data: Buffer, seed: int = 0) -> int:

@@ -26,6 +26,8 @@ QUIET_ENVIRONMENT = {
     # A partial clone would fetch what it lacks, by whatever program its remote names.
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_ALLOW_PROTOCOL": "none",
+    # Questions name files by patterns of git's.
+    "GIT_LITERAL_PATHSPECS": "0",
 }
 
 

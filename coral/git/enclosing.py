@@ -7,19 +7,24 @@ git refuses to read are all None. Asking runs no program that the repository's o
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from coral.git.command import ask
+from coral.ids import code_hash
 
 _STATUS = (
-    "status",
-    "--porcelain=v2",
-    "--branch",
-    "--untracked-files=no",
-    "--ignore-submodules=all",
-    "--no-ahead-behind",
+    *("status", "--porcelain=v2", "-z", "--branch", "--no-ahead-behind", "--no-renames"),
+    *("--untracked-files=no", "--ignore-submodules=all"),
+    # Models that coral keeps are no code, and git would read all of one to see whether it changed.
+    *("--", ":(top,exclude,attr:filter=coral)"),
 )
+# In each kind of line: the old mode and blob, the mode on the disk, and the path, which is last.
+_FIELDS = {"1 ": (3, 6, 5, 8), "u ": (4, 8, 6, 10)}
+_LINK, _NO_FILE = "120000", "000000"
+_READ_BYTES = 16 << 20
+_HASH = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
 _LOCAL_FILTERS = ("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
 _OWN_SCOPES = ("local", "worktree")
 
@@ -28,12 +33,15 @@ _OWN_SCOPES = ("local", "worktree")
 class CodeState:
     """Where the code is: ``commit`` is None before the first one, ``branch`` is None when HEAD is detached.
 
-    ``dirty`` says whether a tracked file is modified or staged; untracked files do not count.
+    ``dirty`` says whether a tracked file is modified or staged; untracked files do not count, nor does what coral's
+    filter keeps. ``diff_hash`` is a hash of what changed against the commit, for trees that are dirty: the same for the
+    same changes, whether they are staged or not.
     """
 
     commit: str | None
     branch: str | None
     dirty: bool
+    diff_hash: str | None = None
 
 
 def find_git(path: Path) -> Path | None:
@@ -72,13 +80,32 @@ def exclude_file(path: Path) -> Path | None:
 
 
 def code_state(path: Path) -> CodeState | None:
-    """Commit, branch and dirtiness of the repository around a path; None for none, or when git cannot say."""
+    """Commit, branch and changes of the repository around a path; None for none, or when git cannot say."""
     found = find_git(path)
     if found is None:
         return None
     options = _without_filters(found.parent)
     text = ask(found.parent, [*options, *_STATUS]) if options is not None else None
-    return _parse_status(text) if text is not None else None
+    return _parse_status(found.parent, text) if text is not None else None
+
+
+def code_commit(path: Path, revision: str) -> str | None:
+    """The full hash of the commit that a revision names in the repository around a path; None for none."""
+    found = find_git(path)
+    if found is None:
+        return None
+    text = ask(found.parent, ["rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"])
+    return text.strip() if text is not None else None
+
+
+def code_subject(path: Path, commit_hash: str) -> str | None:
+    """The first line that the repository around a path has for a commit; None when it does not have the commit."""
+    found = find_git(path)
+    if found is None or not _HASH.fullmatch(commit_hash):
+        return None
+    # Not git log, which may run the program that checks signatures.
+    text = ask(found.parent, ["cat-file", "commit", commit_hash])
+    return text.partition("\n\n")[2].strip().partition("\n")[0] if text is not None else None
 
 
 def identity(path: Path) -> str | None:
@@ -129,18 +156,41 @@ def _without_filters(folder: Path) -> list[str] | None:
     return [word for option in options for word in option]
 
 
-def _parse_status(text: str) -> CodeState:
+def _parse_status(top: Path, text: str) -> CodeState:
     head: dict[str, str] = {}
-    dirty = False
-    for line in text.split("\n"):
+    changes: list[str] = []
+    for line in text.split("\0"):
         if line.startswith("# branch."):
             key, _, value = line.removeprefix("# branch.").partition(" ")
             head[key] = value
-        elif line[:2] in ("1 ", "2 ", "u "):
-            dirty = True
+        elif line[:2] in _FIELDS:
+            changes.append(_change(top, line))
     commit, branch = head.get("oid"), head.get("head")
     return CodeState(
         commit if commit != "(initial)" else None,
         branch if branch != "(detached)" else None,
-        dirty,
+        bool(changes),
+        code_hash("\0".join(sorted(changes)).encode(errors="surrogateescape")) if changes else None,
     )
+
+
+def _change(top: Path, line: str) -> str:
+    """What a line of the status says of one file, and the file itself: from which blob and mode to which bytes."""
+    fields = line.split(" ", max(_FIELDS[line[:2]]))
+    old_mode, old_blob, new_mode, path = (fields[place] for place in _FIELDS[line[:2]])
+    return f"{path}\0{old_mode} {old_blob} {new_mode} {_content(top / path, new_mode)}"
+
+
+def _content(path: Path, mode: str) -> str:
+    """A hash of a file's bytes; of a large one its size and its beginning count."""
+    if mode == _NO_FILE:
+        return ""
+    try:
+        if mode == _LINK:
+            return code_hash(os.fsencode(os.readlink(path)))
+        # What took the file's place meanwhile may be a pipe, which nobody writes to.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            return f"{os.fstat(fd).st_size} {code_hash(file.read(_READ_BYTES))}"
+    except OSError:
+        return "?"

@@ -15,7 +15,8 @@ from coral.history import message as messages
 
 RUN, STEP, METRICS, METADATA = "Coral-Run", "Coral-Step", "Coral-Metrics", "Coral-Metadata"
 ROOT = "Coral-Root"
-CODE_COMMIT, CODE_BRANCH, CODE_DIRTY = "Coral-Code-Commit", "Coral-Code-Branch", "Coral-Code-Dirty"
+CODE_COMMIT, CODE_BRANCH = "Coral-Code-Commit", "Coral-Code-Branch"
+CODE_DIRTY, CODE_DIFF = "Coral-Code-Dirty", "Coral-Code-Diff"
 
 MAX_STEP = 2**63 - 1
 """The largest step, either way from zero: what a column of a table holds."""
@@ -104,6 +105,11 @@ class Commit:
     def code_dirty(self) -> bool | None:
         """Whether tracked code files were modified; None when it is not known."""
         return {"true": True, "false": False}.get(self.trailers.get(CODE_DIRTY, ""))
+
+    @property
+    def code_diff(self) -> str | None:
+        """A hash of the changes to tracked code files; None when there were none, or it is not known."""
+        return self.trailers.get(CODE_DIFF)
 
     def _json(self, key: str) -> dict[str, object]:
         try:

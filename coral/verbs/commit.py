@@ -156,6 +156,8 @@ def build_trailers(
         if code.branch is not None:
             trailers["Coral-Code-Branch"] = code.branch
         trailers["Coral-Code-Dirty"] = str(code.dirty).lower()
+        if code.diff_hash is not None:
+            trailers["Coral-Code-Diff"] = code.diff_hash
     return trailers
 
 

@@ -89,14 +89,16 @@ def test_trailer_properties() -> None:
         "Coral-Metadata": '{"a": [1]}',
         "Coral-Code-Commit": _OID,
         "Coral-Code-Branch": "main",
-        "Coral-Code-Dirty": "false",
+        "Coral-Code-Dirty": "true",
+        "Coral-Code-Diff": "d" * 64,
     }
     made = Commit(_OID, (), "subject\nbody", "coral", datetime.now(UTC), trailers)
     assert (made.run_id, made.step, made.metadata, made.subject) == ("ab", 400, {"a": [1]}, "subject")
-    assert (made.code_commit, made.code_branch, made.code_dirty) == (_OID, "main", False)
+    assert (made.code_commit, made.code_branch, made.code_dirty) == (_OID, "main", True)
+    assert made.code_diff == "d" * 64
     assert made.metrics["loss"] == 0.5 and set(made.metrics) == {"loss", "nan"}
     odd = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": "x", "Coral-Metrics": "[" * 10_000})
-    assert (odd.step, odd.metrics, odd.run_id, odd.code_dirty) == (None, {}, None, None)
+    assert (odd.step, odd.metrics, odd.run_id, odd.code_dirty, odd.code_diff) == (None, {}, None, None, None)
     assert len({made, made}) == 1
 
 
