@@ -358,17 +358,25 @@ class History:
         """
         if max_count is not None and max_count < 0:
             raise UsageError(f"max_count is {max_count}")
-        return self._log(self.resolve(start), max_count, path)
+        return self._log([self.resolve(start)], max_count, path, lambda commit: True)
 
-    def _log(self, start: str, max_count: int | None, path: str | None) -> Iterator[Commit]:
+    def log_everywhere(
+        self, keep: Callable[[Commit], bool], *, max_count: int | None = None, path: str | None = None
+    ) -> Iterator[Commit]:
+        """As :meth:`log`, the commits to ``keep`` of all that a branch, a tag or HEAD leads to."""
+        return self._log(list(self._tips()), max_count, path, keep)
+
+    def _log(
+        self, starts: Sequence[str], max_count: int | None, path: str | None, keep: Callable[[Commit], bool]
+    ) -> Iterator[Commit]:
         left = max_count if max_count is not None else -1
         finder = trees.Finder(self._handle, path) if path is not None else None
-        for oid, found in newest_first(start, self._object):
+        for oid, found in newest_first(starts[0], self._object, also=starts[1:]) if starts else ():
             if left == 0:
                 return
-            if finder is None or self._changes(found, finder):
+            if (finder is None or self._changes(found, finder)) and keep(commit := found.commit(oid)):
                 left -= 1
-                yield found.commit(oid)
+                yield commit
 
     def _changes(self, commit: CommitObject, finder: trees.Finder) -> bool:
         held = finder.find(commit.tree)

@@ -9,18 +9,18 @@ its parents; coral dates its own so.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from coral.history.commit import CommitObject
 
 Read = Callable[[str], CommitObject]
 
 
-def newest_first(start: str, read: Read) -> Iterator[tuple[str, CommitObject]]:
-    """The commits that lead to ``start``, itself included, each once."""
-    seen: set[str] = {start}
-    frontier = [start]
-    found: dict[str, CommitObject] = {start: read(start)}
+def newest_first(start: str, read: Read, *, also: Iterable[str] = ()) -> Iterator[tuple[str, CommitObject]]:
+    """The commits that lead to ``start``, or to one of the others, themselves included, each once."""
+    found: dict[str, CommitObject] = {oid: read(oid) for oid in (start, *also)}
+    frontier = list(found)
+    seen: set[str] = set(found)
     while frontier:
         group, frontier = _group(frontier, found, seen, read)
         for oid in _sorted(group, found):

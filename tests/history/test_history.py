@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from coral.errors import ConflictError, CorruptionError, InvalidNameError, RefNotFoundError, UsageError
 from coral.history import history as history_module
-from coral.history.commit import CommitObject
+from coral.history.commit import Commit, CommitObject
 from coral.history.history import History
 from coral.history.loose import Kind
 from coral.history.loose import key as loose_key
@@ -225,8 +225,8 @@ def test_threads_and_forks(history: History) -> None:
     }
 
 
-def _check_topological(history: History, tip: str, count: int) -> None:
-    order = [found.commit_hash for found in history.log(tip)]
+def _check_topological(history: History, log: Iterator[Commit], count: int) -> None:
+    order = [found.commit_hash for found in log]
     assert len(order) == len(set(order)) == count
     places = {oid: place for place, oid in enumerate(order)}
     for oid in order:
@@ -248,7 +248,38 @@ def test_log_is_topological(history: History, seed: int) -> None:
     reachable = subprocess.run(
         ["git", "-C", history.git_dir, "rev-list", "--count", tip], capture_output=True, text=True, check=True
     )
-    _check_topological(history, tip, int(reachable.stdout))
+    _check_topological(history, history.log(tip), int(reachable.stdout))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_log_everywhere(history: History, git: Git, seed: int) -> None:
+    """All that branches, tags and HEAD lead to, each once, newest first, never a commit before one that follows it."""
+    chance = random.Random(seed)
+    made: list[str] = []
+    for number in range(25):  # several roots, and lines that never meet
+        parents = chance.sample(made[-6:], min(len(made[-6:]), chance.choice([0, 1, 1, 2])))
+        made.append(commit(history, f"c {number}", parents=parents, seconds=1000 + number // 2).commit_hash)
+    for number, oid in enumerate(chance.sample(made, 5)):
+        history.create_tag(f"t{number}", oid, message="annotated" if number % 2 else None)
+    history.create_branch("side", made[-1])
+    history.create_branch("main", chance.choice(made))
+    history.set_head(commit=chance.choice(made))
+    count = int(git("rev-list", "--count", "--all", "HEAD"))
+    _check_topological(history, history.log_everywhere(lambda commit: True), count)
+    times = [found.time for found in history.log_everywhere(lambda commit: True)]
+    assert times == sorted(times, reverse=True)
+    kept = list(history.log_everywhere(lambda commit: commit.subject.endswith("3")))
+    assert {found.subject for found in kept} <= {"c 3", "c 13", "c 23"}
+    assert list(history.log_everywhere(lambda commit: commit.subject.endswith("3"), max_count=1)) == kept[:1]
+
+
+def test_log_everywhere_of_nothing_and_of_a_path(history: History) -> None:
+    """Before the first commit there is none; a path leaves those that changed it."""
+    assert list(history.log_everywhere(lambda commit: True)) == []
+    for branch, path in (("main", "a"), ("main", "b"), ("side", "a")):
+        commit_on(history, branch, f"{branch} {path}", path=path)
+    found = history.log_everywhere(lambda commit: True, path="a")
+    assert sorted(commit.subject for commit in found) == ["main a", "side a"]
 
 
 def test_log_of_a_path(history: History, git: Git) -> None:
