@@ -34,7 +34,7 @@ from coral.verbs.diff import Diff, diff_parts
 from coral.verbs.line import Line
 from coral.verbs.parts import PartReader, check_updatable, is_state, is_weights, laid_over, part_not_found
 from coral.verbs.pending import Background, PendingCommit
-from coral.verbs.provenance import Provenance
+from coral.verbs.provenance import Provenance, made_by
 from coral.verbs.staging import PrivateStaging, ShellStaging, StagedChange, Staging, staged_changes
 from coral.verbs.worktree import CheckoutResult, Plan, WorkTree
 
@@ -609,6 +609,18 @@ class Repository:
             path: only those that changed this part.
         """
         return self.history.log(self.resolve(ref), max_count=max_count, path=path)
+
+    def made_by(self, code: str, max_count: int | None = None, path: str | None = None) -> Iterator[Commit]:
+        """The commits that a commit of the code made, on all branches and tags, newest first.
+
+        Args:
+            code: a branch, a tag or a hash of the git repository around this one.
+            max_count, path: as for :meth:`log`.
+
+        Raises:
+            RefNotFoundError: no such commit.
+        """
+        return made_by(self.history, self.path, code, max_count=max_count, path=path)
 
     def show(self, ref: str = "HEAD") -> CommitDetails:
         """A commit, its parts, and what it changed."""

@@ -68,7 +68,8 @@ def full(commit: Commit, names: Names) -> Iterator[str]:
         yield f"Metrics: {metrics_line(commit.metrics)}"
     if commit.code_commit is not None:
         branch = f" on {commit.code_branch}" if commit.code_branch else ""
-        yield f"Code:    {commit.code_commit[:10]}{branch}{', modified' if commit.code_dirty else ''}"
+        diff = f" ({commit.code_diff[:10]})" if commit.code_diff else ""
+        yield f"Code:    {commit.code_commit[:10]}{branch}{f', modified{diff}' if commit.code_dirty else ''}"
     yield ""
     yield from (f"    {line}".rstrip() for line in commit.message.strip().splitlines())
 
@@ -77,7 +78,12 @@ def commit_data(commit: Commit) -> dict[str, Any]:
     """A commit for JSON."""
     code = None
     if commit.code_commit is not None or commit.code_branch is not None:
-        code = {"commit": commit.code_commit, "branch": commit.code_branch, "dirty": commit.code_dirty}
+        code = {
+            "commit": commit.code_commit,
+            "branch": commit.code_branch,
+            "dirty": commit.code_dirty,
+            "diff": commit.code_diff,
+        }
     return {
         "commit_hash": commit.commit_hash,
         "parents": list(commit.parents),

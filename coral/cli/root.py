@@ -32,6 +32,7 @@ SECTIONS = {
     "Look": {
         "log": "Show the commits that led here.",
         "show": "Show one commit and what it changed.",
+        "blame-code": "Show which code made a commit.",
         "diff": "Compare two commits, tensor by tensor.",
         "ls": "List a commit's files and tensors.",
         "cat": "Show one tensor's statistics or values.",

@@ -1,11 +1,20 @@
-"""Which code made the weights: the enclosing git repository's state, taken once when the process starts."""
+"""Which code made the weights: the enclosing git repository's state, taken once when the process starts.
+
+And the way back: which weights a commit of the code made.
+"""
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from coral.git.enclosing import CodeState, code_state, find_git
+from coral.errors import RefNotFoundError
+from coral.git.enclosing import CodeState, code_commit, code_state, find_git
+from coral.history import Commit, History
+
+_HASH = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
 
 
 class Provenance:
@@ -37,3 +46,29 @@ class Provenance:
     def _capture(self) -> None:
         self._state = code_state(self._project) if find_git(self._project) is not None else None
         self._done = True
+
+
+def made_by(
+    history: History, project: Path, code: str, *, max_count: int | None = None, path: str | None = None
+) -> Iterator[Commit]:
+    """The commits of weights that a commit of the code made, on all branches and tags, newest first.
+
+    Args:
+        code: what the git repository around the project resolves; or the start of a hash that is in the history, which
+            outlives that repository.
+
+    Raises:
+        RefNotFoundError: it is neither.
+    """
+    known = code_commit(project, code)
+    start = known or (code.lower() if _HASH.fullmatch(code.lower()) else None)
+
+    def is_meant(commit: Commit) -> bool:
+        return start is not None and (commit.code_commit or "").startswith(start)
+
+    if known is None and not any(history.log_everywhere(is_meant, max_count=1)):
+        raise RefNotFoundError(
+            f"{code!r} names no commit of the code",
+            hint="name a branch, a tag or a commit of the git repository that the code is in",
+        )
+    return history.log_everywhere(is_meant, max_count=max_count, path=path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coral import Repository
+from coral.errors import RefNotFoundError
 from tests.repository.helpers import commit, git
 
 
@@ -33,6 +34,61 @@ def test_commits_name_the_code_as_it_was(code: Path) -> None:
     made = commit(Repository(code), 2)
     assert (made.code_commit, made.code_branch, made.code_dirty) == (head, "later", True)
     assert made.trailers["Coral-Code-Dirty"] == "true"
+
+
+def test_equal_changes_are_recognised(code: Path) -> None:
+    """Two runs of the same dirty tree have the same hash of its changes, others another one, clean ones none."""
+    assert commit(Repository(code, init=True), 1).code_diff is None
+    found = []
+    for number, text in enumerate(("edited", "edited", "edited again")):
+        (code / "train.py").write_text(text)
+        made = commit(Repository(code), 2 + number)
+        assert made.trailers["Coral-Code-Diff"] == made.code_diff
+        found.append(made.code_diff)
+    assert found[0] == found[1] != found[2]
+
+
+def test_weights_that_a_commit_of_the_code_made(code: Path) -> None:
+    """By any name that git knows, on all branches and tags of the weights, newest first; and by the start of a hash."""
+    head = git(code, "rev-parse", "HEAD").strip()
+    git(code, "tag", "v1")
+    repo = Repository(code, init=True)
+    first = commit(repo, 1)
+    repo.switch("side", create=True)
+    second = commit(repo, 2, "other.safetensors")
+    repo.switch("main")
+    git(code, "commit", "-q", "--allow-empty", "-m", "next")
+    third = commit(Repository(code), 3)
+    for name in ("HEAD~1", "v1", head, head[:7], head.upper()):
+        assert [found.commit_hash for found in repo.made_by(name)] == [second.commit_hash, first.commit_hash]
+    assert list(repo.made_by("trunk")) == [third]
+    assert list(repo.made_by("v1", max_count=1)) == [second]
+    assert list(repo.made_by("v1", path="model.safetensors")) == [first]
+    git(code, "commit", "-q", "--allow-empty", "-m", "made nothing")
+    assert list(repo.made_by("HEAD")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "", "-n", "--all", "0" * 40, "beef", "0123456789abcdefg", "HEAD~9", "a\0b"]
+)
+def test_no_such_commit_of_the_code(code: Path, name: str) -> None:
+    """What git does not know, and no weights name, is an error, not an empty list."""
+    repo = Repository(code, init=True)
+    commit(repo, 1)
+    with pytest.raises(RefNotFoundError, match="no commit of the code"):
+        repo.made_by(name)
+
+
+def test_weights_without_their_code(code: Path, tmp_path: Path) -> None:
+    """A history that was taken away from the code is still asked by hash."""
+    made = commit(Repository(code, init=True), 1)
+    assert made.code_commit is not None
+    (code / ".coral").rename(tmp_path / ".coral")
+    repo = Repository(tmp_path)
+    for name in (made.code_commit, made.code_commit[:8], made.code_commit[:8].upper()):
+        assert list(repo.made_by(name)) == [made]
+    with pytest.raises(RefNotFoundError):
+        repo.made_by("trunk")
 
 
 def test_the_state_is_taken_before_a_long_training(code: Path) -> None:
