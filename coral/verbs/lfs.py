@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 20
 _SCRATCH = "import-lfs"
-_PATIENCE_SECONDS = 5
 _SHOWN = 5
 
 Report = Callable[[int], object]
@@ -80,7 +79,7 @@ def refuse_without_filter(top: Path) -> None:
 def alone(top: Path) -> Iterator[Folder]:
     """Keep other imports out; gives an empty folder that is there as long as this lasts. Raises LockedError."""
     folder = layout.create(top)
-    with file_lock(folder.root / "locks" / _SCRATCH, timeout=_PATIENCE_SECONDS):
+    with file_lock(folder.root / "locks" / _SCRATCH, timeout=0):
         scratch = folder.sub("tmp")
         scratch.remove_tree(_SCRATCH)
         scratch.make_folder(_SCRATCH)

@@ -22,6 +22,7 @@ from coral.errors import ConflictError
 from coral.format.manifest import Manifest
 from coral.git.lfs import Pointer, lfs_lines, parse_pointer, with_coral
 from coral.git.rewriting import Moved, move, transform
+from coral.verbs.lfs import alone
 from tests.inside_git.helpers import Project, safe, tensors
 
 if TYPE_CHECKING:
@@ -267,6 +268,15 @@ def test_where_lfs_keeps_its_objects(project: Project, absolute: bool) -> None:
     assert project.read("model.safetensors") == pointer_of(data)
 
 
+def test_one_import_at_a_time(project: Project) -> None:
+    """A second import does not wait for the first one, nor get in its way."""
+    with alone(project.folder) as scratch:
+        scratch.write("index", b"of the first")
+        assert "another process" in refused(project)
+        assert scratch.read("index") == b"of the first"
+    assert not scratch.root.exists()
+
+
 def test_sparse_checkouts(project: Project) -> None:
     """A file that git leaves out of the working tree is imported, and still left out."""
     data = safe(tensors())
@@ -384,6 +394,10 @@ def test_the_real_lfs(project: Project, tmp_path: Path) -> None:
     assert clone.read("model.safetensors") == data
     assert clone.status() == ""
     assert b"=lfs" not in clone.read(".gitattributes")
+    project.coral("import-lfs", "--history")
+    assert project.read("model.safetensors") == data
+    assert project.status() == ""
+    assert project.git("rev-parse", "HEAD:model.safetensors") == clone.git("rev-parse", "HEAD:model.safetensors")
 
 
 # -- all of a history

@@ -40,7 +40,11 @@ def command(session: Session, names: tuple[str, ...], history: bool, skip_missin
       coral import-lfs
       coral import-lfs '*.safetensors'
       git lfs fetch --all && coral import-lfs --history
-      git update-ref refs/heads/main refs/coral/before-import-lfs/heads/main
+
+    \b
+    To go back, and to let go of what was there before:
+      git reset --hard refs/coral/before-import-lfs/heads/main
+      git update-ref -d refs/coral/before-import-lfs/heads/main
     """
     from coral.git.unmerged import top_of
     from coral.verbs.lfs import refuse_without_filter
