@@ -67,7 +67,11 @@ class Index:
             key = (status.st_mtime_ns, 0, status.st_ino)
             if self._table.folder == key and key[0] < self._table.scanned_ns - _TICK_NS:
                 return
-            if self._scan(fd, self._table, key):
+            changed = self._scan(fd, self._table, key)
+            if len(self._table.text["ids"]) > 64 + 2 * len(self._table.rows):
+                self._table = Table()  # mostly replaced rows: afresh from the files
+                changed = self._scan(fd, self._table, key)
+            if changed:
                 self._save()
         finally:
             os.close(fd)
@@ -86,9 +90,6 @@ class Index:
         was_settled = table.folder == folder and folder[0] < table.scanned_ns - _TICK_NS
         settled = folder[0] < scanned - _TICK_NS and not was_settled
         table.folder, table.scanned_ns = folder, scanned
-        if len(table.text["ids"]) > 64 + 2 * len(table.rows):
-            self._table = None  # mostly replaced rows: start afresh from the files
-            self._storage.remove(CACHE_KEY)
         return bool(changed) or settled
 
     def _is_good(self, fd: int, table: Table, run: str) -> bool:

@@ -134,6 +134,18 @@ def test_replaced_rows_do_not_pile_up(repo: Repository, tracker: ExperimentTrack
     assert index._table is None or len(index._table.text["ids"]) < 100
 
 
+def test_many_young_runs_are_all_there_at_every_query(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Files too young to be trusted are read at each query, and their rows replaced: no answer is without them."""
+    finished(tracker, "a", 2.0)
+    for number in range(100):
+        text = SUMMARY.replace(b"aaaaaaaaaaaa", b"%012x" % number)
+        (repo.coral_dir / "experiments" / f"{number:012x}.json").write_bytes(text)
+    index = Index(repo.storage)
+    for _ in range(6):
+        index.refresh()
+        assert len(index.select(Query())) == 101
+
+
 @pytest.mark.parametrize(
     "content",
     [
