@@ -9,6 +9,8 @@ from coral.experiments.backend import Best
 from coral.experiments.experiment import Experiment
 from coral.experiments.scalars import flatten
 
+_MOST_GENERATIONS = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
@@ -36,26 +38,30 @@ def _line(run: Experiment) -> str:
 def lineage(
     experiment_id: str, load: Callable[[str], Experiment | None], children: Callable[[str], Sequence[str]]
 ) -> Lineage | None:
-    """A run's family; None when there is no such run. Forged circles are cut."""
+    """A run's family; None when there is no such run. Forged circles are cut, and so are 200 generations."""
     run = load(experiment_id)
     if run is None:
         return None
     seen, ancestors, parent = {run.experiment_id}, list[Experiment](), run.parent_experiment
-    while parent and parent not in seen and (elder := load(parent)) is not None:
+    while parent and parent not in seen and len(ancestors) < _MOST_GENERATIONS and (elder := load(parent)) is not None:
         seen.add(parent)
         ancestors.append(elder)
         parent = elder.parent_experiment
-    return Lineage(run, tuple(reversed(ancestors)), _descendants(run.experiment_id, load, children, seen))
+    return Lineage(run, tuple(reversed(ancestors)), _descendants(run.experiment_id, load, children, seen, 1))
 
 
 def _descendants(
-    run: str, load: Callable[[str], Experiment | None], children: Callable[[str], Sequence[str]], seen: set[str]
+    run: str,
+    load: Callable[[str], Experiment | None],
+    children: Callable[[str], Sequence[str]],
+    seen: set[str],
+    generation: int,
 ) -> tuple[Lineage, ...]:
     found = []
-    for child in children(run):
+    for child in children(run) if generation <= _MOST_GENERATIONS else ():
         if child not in seen and (one := load(child)) is not None:
             seen.add(child)
-            found.append(Lineage(one, (), _descendants(child, load, children, seen)))
+            found.append(Lineage(one, (), _descendants(child, load, children, seen, generation + 1)))
     return tuple(found)
 
 
