@@ -15,6 +15,7 @@ import click
 import coral
 from coral.cli.group import HELP_NAMES, LazyGroup
 from coral.cli.session import Session
+from coral.cli.terminal import guarded, visible
 from coral.errors import CoralError, StorageError, UsageError
 
 INTERRUPTED, BROKEN_PIPE, BUG = 130, 141, 70
@@ -128,6 +129,10 @@ class Coral(LazyGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; whatever goes wrong in it becomes an exit code."""
+        with guarded():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
@@ -159,7 +164,7 @@ class Coral(LazyGroup):
 
 
 def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {visible(str(message))}", err=True)
 
 
 def _program_name() -> str:
@@ -168,10 +173,10 @@ def _program_name() -> str:
 
 def _report(error: CoralError) -> int:
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(error.message, err=True)
+    click.echo(visible(error.message), err=True)
     if error.hint:
         click.secho("hint: ", fg="cyan", nl=False, err=True)
-        click.echo(error.hint, err=True)
+        click.echo(visible(error.hint), err=True)
     return error.exit_code
 
 

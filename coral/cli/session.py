@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coral.cli.terminal import visible
 from coral.errors import PartNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Session:
         """Tell the user what could be done next, apart from the output."""
         if not self.quiet:
             click.secho("hint: ", fg="cyan", nl=False, err=True)
-            click.echo(text, err=True)
+            click.echo(visible(text), err=True)
 
     @property
     def program(self) -> list[str]:
