@@ -29,34 +29,36 @@ from coral.testing import syscalls
 
 def _ref_before_pack() -> None:
     """The branch moves before the pack has its name."""
-    late: list[Callable[[], None]] = []
+    late: list[Callable[[], object]] = []
     publish, move = writer.publish_pack, History.move_branch
 
-    def publish_late(*arguments: Any) -> None:
-        late.append(partial(publish, *arguments))
+    def publish_late(*arguments: Any, **named: Any) -> str:
+        late.append(partial(publish, *arguments, **named))
+        return ""
 
     def move_first(*arguments: Any, **named: Any) -> None:
         move(*arguments, **named)
         while late:
             late.pop()()
 
-    writer.publish_pack = publish_late  # type: ignore[assignment]
+    writer.publish_pack = publish_late
     History.move_branch = move_first  # type: ignore[method-assign]
 
 
 def _index_before_pack() -> None:
     """The index is there before the pack is, whose bytes nobody synced."""
 
-    def publish(store: Any, pack: NewFile, entries: Any) -> None:
-        name = store.packs.new_name()
+    def publish(store: Any, pack: NewFile, entries: Any, *, modified: float | None = None) -> str:
+        name: str = store.packs.new_name()
         store.folder.write(name + INDEX, build_index(entries.items()))
         _rename_unsynced(pack, name + PACK)
         store.packs.refresh()
+        return name
 
     writer.publish_pack = publish
 
 
-def _rename_unsynced(file: NewFile, key: str, *, mode: int | None = None) -> Path:
+def _rename_unsynced(file: NewFile, key: str, *, mode: int | None = None, modified: float | None = None) -> Path:
     """As NewFile.publish, the bytes synced after the name was given."""
     target = file._folder.path(key)
     file._folder.make_folder(key.rpartition("/")[0])
