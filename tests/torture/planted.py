@@ -131,11 +131,11 @@ def _old_packs_go_first() -> None:
     """A merge removes the packs before the one that takes their place is there."""
     publish = writer.publish_pack
 
-    def remove_first(store: Any, merged: NewFile, entries: dict[ChunkId, Any]) -> None:
+    def remove_first(store: Any, merged: NewFile, entries: dict[ChunkId, Any], **named: Any) -> str:
         for pack in store.packs.packs:
             if all(chunk in entries for chunk, _ in pack.index.items()):
                 store.folder.remove(pack.name + INDEX)
-        publish(store, merged, entries)
+        return publish(store, merged, entries, **named)
 
     consolidate.publish_pack = remove_first  # type: ignore[assignment, attr-defined]
 
