@@ -215,7 +215,7 @@ def states(
     seed: int,
 ) -> list[State]:
     """Different states that a power cut may leave, at most so many: each prefix with each of LOSSES, and as many where
-    chance says what is lost.
+    chance says what is lost; in no order, so that what is wrong shows early.
 
     Args:
         root: the folder, as the operations call it.
@@ -236,7 +236,9 @@ def states(
     by_rule = [state for state in found.values() if state.loss != "some"]
     by_chance = [state for state in found.values() if state.loss == "some"]
     ruled = _draw(by_rule, max(limit // 2, limit - len(by_chance)), chance)
-    return ruled + _draw(by_chance, limit - len(ruled), chance)
+    chosen = ruled + _draw(by_chance, limit - len(ruled), chance)
+    chance.shuffle(chosen)
+    return chosen
 
 
 def _draw(found: list[State], limit: int, chance: random.Random) -> list[State]:

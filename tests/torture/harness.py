@@ -91,7 +91,11 @@ def hunt(
     record(note, scenario, project, log)
     syscalls.lie("")
     found = bad_states(project, template, recorded(log), project.with_name("hunt"), limit=limit, seed=seed)
-    return next(((number, wrong) for number, (_, wrong) in enumerate(found, 1) if wrong), None)
+    for number, (_, wrong) in enumerate(found, 1):
+        note(number)  # still alive
+        if wrong:
+            return number, wrong
+    return None
 
 
 def nothing(note: Note) -> None:
