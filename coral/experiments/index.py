@@ -52,9 +52,11 @@ class Index:
         self._folder = storage.path("experiments")
         self._clock_ns = clock_ns
         self._table: Table | None = None
+        self._told: set[str] = set()
 
     def refresh(self) -> None:
         """Bring the rows up to date with the files; rewrites the cache when some had changed."""
+        is_new = self._table is None
         if self._table is None:
             self._table = self._load() or Table()
         try:
@@ -73,6 +75,8 @@ class Index:
                 changed = self._scan(fd, self._table, key)
             if changed:
                 self._save()
+            if is_new:
+                self._tell_of_malformed(self._table)
         finally:
             os.close(fd)
 
@@ -135,7 +139,16 @@ class Index:
             is_new = _is_new(table, runs[0], keys[0])
             table.add_malformed(runs[0], keys[0])
             if is_new:
+                self._told.add(runs[0])
                 warnings.warn(f"the experiment file {runs[0]}.json is left out: {error}", RuntimeWarning, stacklevel=2)
+
+    def _tell_of_malformed(self, table: Table) -> None:
+        """Warn of what another process found to be malformed: each process is told once."""
+        for run, row in table.rows.items():
+            if not table.text["status"][row] and run not in self._told:
+                self._told.add(run)
+                text = f"the experiment file {run}.json is left out: it is not the file of a run"
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def _load(self) -> Table | None:
         try:

@@ -429,7 +429,10 @@ class LocalBackend:
                     one = self._follow(run)
                 except FileNotFoundError:
                     one = _Journaled(self._orphan(run), self._folder.path(f"{run}.jsonl"))
-                except (CoralError, OSError):
+                except (CoralError, OSError) as error:
+                    if isinstance(error, CorruptionError):
+                        text = f"the run {run} is left out: {error.message}"
+                        warnings.warn(text, RuntimeWarning, stacklevel=4)
                     continue
                 live[run] = one
                 ended |= self._settled(run, one)

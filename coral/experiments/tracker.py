@@ -9,11 +9,12 @@ import platform
 import secrets
 import socket
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from coral.errors import ConflictError, CoralError, ExperimentNotFoundError, UsageError
+from coral.errors import ConflictError, CoralError, CorruptionError, ExperimentNotFoundError, UsageError
 from coral.experiments import branches, endings
 from coral.experiments.backend import Query, TrackingBackend
 from coral.experiments.columns import Mode
@@ -442,11 +443,14 @@ class ExperimentTracker:
     def _load(self, experiment_id: str) -> Experiment | None:
         try:
             return self._backend.load(experiment_id)
+        except CorruptionError as error:
+            warnings.warn(f"the run {experiment_id} is left out: {error.message}", RuntimeWarning, stacklevel=4)
+            return None
         except CoralError:
             return None
 
     def _loaded(self, ids: Iterable[str]) -> Iterator[Experiment]:
-        """The runs that can be read; a damaged or vanished file costs only itself."""
+        """The runs that can be read; a damaged file costs only itself, and is told of."""
         return (run for one in ids if (run := self._load(one)) is not None)
 
 

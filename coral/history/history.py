@@ -215,6 +215,10 @@ class History:
                 found[name] = self._expressions.peel(oid, name)
         return found
 
+    def damaged_refs(self) -> list[str]:
+        """Branches, tags and other refs (full names) whose file says nothing: what they led to may seem unreachable."""
+        return self._handle.damaged_refs("refs")
+
     def tag_names(self) -> list[str]:
         """Every tag, whatever it leads to, sorted: the names that are taken."""
         return list(self._handle.refs(TAGS))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -44,6 +46,7 @@ _KIND_NAMES: dict[int, Kind] = {
 _OPEN = RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE | RepositoryOpenFlag.NO_DOTGIT
 _CACHE_BYTES = 16 * 2**20
 _MAX_REF_BYTES = 1024
+_REF = re.compile(rb"ref: *refs/|[0-9a-fA-F]{40}(?:\s|\Z)")
 _REFLOG_IDENTITY = ("coral", "coral@localhost")
 # libgit2 gives a message, not the operating system's number.
 _NUMBERS = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)}
@@ -110,6 +113,15 @@ def _checked(name: str) -> str:
     return name
 
 
+def _is_damaged_ref(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:  # deleted in this moment
+        return False
+    with open(fd, "rb", buffering=0) as file:
+        return _REF.match(file.read(_MAX_REF_BYTES) or b"") is None
+
+
 def _storage_error(what: str, error: OSError) -> CoralError:
     text = str(error)
     if "failed to lock file" in text:
@@ -128,6 +140,7 @@ class Handle:
         self._root = f"{git_dir}/"
         self._local = threading.local()
         self._durable_folders: set[str] = set()
+        self._told: set[str] = set()
 
     @property
     def _repo(self) -> pygit2.Repository:
@@ -262,7 +275,21 @@ class Handle:
                         found[ref.name[len(prefix) :]] = str(
                             ref.resolve().target if isinstance(target, str) else target
                         )
+        for name in self.damaged_refs(prefix):
+            if name not in self._told:
+                self._told.add(name)
+                warnings.warn(f"the ref {name} is damaged, and left out: run coral fsck", RuntimeWarning, stacklevel=4)
         return dict(sorted(found.items()))
+
+    def damaged_refs(self, prefix: str) -> list[str]:
+        """The refs under a prefix (full names) whose file says nothing, which libgit2 leaves out in silence."""
+        found = []
+        for folder, _, names in os.walk(self.git_dir / prefix):
+            for name in names:
+                path = os.path.join(folder, name)
+                if not name.endswith(".lock") and _is_damaged_ref(path):
+                    found.append(os.path.relpath(path, self.git_dir))
+        return sorted(found)
 
     def create_ref(self, name: str, target: RefTarget, reason: str, *, force: bool = False) -> None:
         """Create a ref, or replace one when forced. Raises AlreadyExistsError, ConflictError for ``a`` and ``a/b``."""

@@ -121,7 +121,8 @@ class Checker:
             NotFoundError: there is no git repository around it.
             GitCommandError: git failed.
         """
-        damage = [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
+        damage = [Damage(ref, None, None, "the ref is damaged") for ref in self._history.damaged_refs()]
+        damage += [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
         damage += self._check_git(git) if git is not None else ()
         damage += self._read_share()
         counts = (len(self._commits), len(self._manifests), len(self._verdicts))

@@ -182,6 +182,8 @@ def test_hostile_files_are_left_out_with_a_warning(
     assert fresh.get_summary()["total_experiments"] == 1
     with pytest.raises(Exception, match="aaaaaaaaaaaa"):
         fresh.get("aaaaaaaaaaaa")
+    with pytest.warns(RuntimeWarning, match="aaaaaaaaaaaa.json"):  # and so is whoever finds the cache
+        assert [run.name for run in ExperimentTracker(repo).list()] == ["a"]
 
 
 def test_hostile_files_among_many_are_the_only_ones_left_out(repo: Repository, tracker: ExperimentTracker) -> None:

@@ -444,3 +444,18 @@ def test_nothing_is_written_through_a_link(history: History, tmp_path: Path, pla
     with pytest.raises(StorageError, match="symbolic link"):
         commit_on(fresh, "main", "two")
     assert before == sorted((str(one), one.is_file() and one.read_bytes()) for one in (outside, *outside.rglob("*")))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"abc", b"z" * 40 + b"\n", bytes(41)], ids=["empty", "short", "letters", "zeros"]
+)
+def test_a_damaged_ref_is_told(history: History, data: bytes) -> None:
+    """A branch whose file a power cut or a flipped bit took does not vanish in silence, nor take others with it."""
+    made = commit_on(history, "main", "one").commit_hash
+    history.create_branch("x/other", made)
+    (history.git_dir / "refs/heads/x/other").write_bytes(data)
+    with pytest.warns(RuntimeWarning, match="refs/heads/x/other is damaged"):
+        assert history.branches() == {"main": made}
+    assert history.damaged_refs() == ["refs/heads/x/other"]
+    with pytest.raises(CorruptionError):
+        history.branch_tip("x/other")
