@@ -158,6 +158,9 @@ def _copy(source: IO[bytes], left: int, write: Callable[[bytes], object]) -> Non
 def move(folder: Path, moved: Sequence[Moved]) -> str:
     """Move refs, and keep where they were under :data:`BACKUP`; all of it happens, or none.
 
+    Where git itself is killed just then, some may have moved; but none whose old place is not kept, and the rest moves
+    when the same is done again.
+
     Returns:
         What the names of the old ones begin with.
 
