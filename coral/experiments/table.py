@@ -20,6 +20,7 @@ _DIGEST = ("row", "min_step", "max_step")
 _PLAIN = ("name", "status", "branch", "group", "commit", "parent")
 _PARTS = itemgetter("id", *_PLAIN, "tags", "objective", "created", "points", "metrics")
 _NAN = float("nan")
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 
 FileKey = tuple[int, int, int]
 """What tells a file's versions apart: its mtime in nanoseconds, its size, its inode."""
@@ -196,7 +197,7 @@ def load(data: bytes) -> Table | None:
     header, _, blob = body.partition(b"\n")
     try:
         return _parse(json.loads(header), _Blob(blob))
-    except (CorruptionError, ValueError, KeyError, TypeError):
+    except (CorruptionError, *_MALFORMED):
         return None
 
 
@@ -227,12 +228,16 @@ def _parse(header: dict[str, dict[str, list[str]]], blob: _Blob) -> Table:
     table = Table()
     table.text = {name: header["texts"][name] for name in _TEXTS}
     count = len(table.text["ids"])
+    if any(len(cells) != count or set(map(type, cells)) - {str} for cells in table.text.values()):
+        raise ValueError("a column of texts is malformed")
     table.number = {name: blob.ints(count) for name in _NUMBERS}
     for name, length in header["metrics"].items():
         column = table.metrics[name] = Column()
         size = int(length)  # type: ignore[call-overload]
         column.row, column.min_step, column.max_step = (blob.ints(size) for _ in _DIGEST)
         column.min, column.max = blob.floats(size), blob.floats(size)
+        if size and not 0 <= min(column.row) <= max(column.row) < count:
+            raise ValueError("a metric of a run that is not there")
     table.rows = {run: row for row, run in enumerate(table.text["ids"]) if run}
     folder = [int(number) for number in header["folder"]]
     table.folder, table.scanned_ns = (folder[0], folder[1], folder[2]), int(header["scanned"])  # type: ignore[call-overload]

@@ -44,7 +44,7 @@ def unescape(text: str) -> str:
         return text
     try:
         raw = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode()).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise FormatError(f"{text!r} is not a well-formed escaped name") from None
     if escape(raw) != text:
         raise FormatError(f"{text!r} is not a well-formed escaped name")

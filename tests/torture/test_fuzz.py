@@ -1,0 +1,424 @@
+"""Fuzz: whatever is made of sound input, a reader gives an answer or an error of coral's, soon and in bounded memory.
+
+Inputs are sound ones, changed a little: bytes flipped, cut, doubled, moved and swapped for numbers that hurt; where a
+checksum would stop all of them at the door it is made right again. ``CORAL_TORTURE_FUZZ`` says how many examples each
+reader gets, chosen anew each time; the short form is the same every time.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coral import Repository, containers
+from coral.containers import BytesFile
+from coral.errors import CoralError
+from coral.experiments import record as records
+from coral.experiments.backend import Query
+from coral.experiments.columns import History
+from coral.experiments.experiment import Experiment, from_ms
+from coral.experiments.fold import Fold
+from coral.experiments.index import Index
+from coral.experiments.journal import damaged, decode, encode, line
+from coral.experiments.liveness import myself
+from coral.experiments.table import load as load_table
+from coral.format import pack as pack_format
+from coral.format.index import PackIndex, build
+from coral.format.manifest import Manifest, TensorRecord
+from coral.format.names import check_part_name, check_ref_name, unescape
+from coral.format.pack import HEADER, HEADER_BYTES, MAGIC
+from coral.git.pktline import FilterServer
+from coral.history.commit import CommitObject
+from coral.ids import ContentRef, checksum, single_ref
+from coral.objects import ChunkStore
+from coral.storage.folder import Folder
+from coral.verbs.config import Config
+from coral.verbs.merge import Merge
+from coral.verbs.state import decode_state, encode_state
+from tests.repository.helpers import weights
+
+EXAMPLES = int(os.environ.get("CORAL_TORTURE_FUZZ", "120"))
+SECONDS, GROWTH = 1.0, 200 << 20
+
+_NUMBERS = [
+    b"0",
+    b"-1",
+    b"1e999",
+    b"9" * 30,
+    b"9" * 5000,
+    b"NaN",
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"true",
+    b"\xff",
+    b"\0",
+]
+_WORDS = [*_NUMBERS, b"[" * 2000, b'{"a":' * 900, b"../", b"%00", b"\n", b"\t", b'"', b"\\ud800", b"\xed\xa0\x80"]
+_BINARY = [bytes(8), b"\xff" * 8, b"\xff" * 4, (1 << 31).to_bytes(4, "little"), (1 << 62).to_bytes(8, "little")]
+_PLACE = st.floats(0, 1, exclude_max=True)
+_CHANGE = st.one_of(
+    st.tuples(st.just("flip"), _PLACE, st.integers(1, 255)),
+    st.tuples(st.just("cut"), _PLACE, st.integers(1, 40)),
+    st.tuples(st.just("double"), _PLACE, st.integers(1, 200)),
+    st.tuples(st.just("end"), _PLACE, st.just(0)),
+    st.tuples(st.just("word"), _PLACE, st.sampled_from(_WORDS)),
+    st.tuples(st.just("binary"), _PLACE, st.sampled_from(_BINARY)),
+)
+
+
+def changed(data: bytes, changes: list[tuple[str, float, int | bytes]]) -> bytes:
+    """Input after these changes, one after the other."""
+    for kind, where, what in changes:
+        at = int(where * len(data))
+        if isinstance(what, bytes):
+            # A word takes the place of a run of digits or letters, so that the grammar stays what it was.
+            end = at
+            while end < len(data) and data[end : end + 1].isalnum():
+                end += 1
+            data = data[:at] + what + (data[end:] if kind == "word" else data[at + len(what) :])
+        elif kind == "flip" and data:
+            data = data[:at] + bytes([data[at] ^ what]) + data[at + 1 :]
+        elif kind == "cut":
+            data = data[:at] + data[at + what :]
+        elif kind == "double":
+            data = data[:at] + data[at : at + what] + data[at:]
+        elif kind == "end":
+            data = data[:at]
+    return data
+
+
+Reader = tuple[Callable[[], list[bytes]], Callable[[bytes], object]]
+
+
+# -- what is sound, and who reads it
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    return {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+
+
+def _safetensors() -> list[bytes]:
+    from safetensors.torch import save
+
+    return [save(_tensors(), {"format": "pt", "note": "x"}), save({})]
+
+
+def _archives() -> list[bytes]:
+    stream, npz, deflated = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({**_tensors(), "view": torch.arange(9.0)[2:4], "step": 3}, stream)
+    np.savez(npz, a=np.arange(5), b=np.ones((2, 2), "f4"))
+    with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1000))
+    return [stream.getvalue(), npz.getvalue(), deflated.getvalue()]
+
+
+def _parse(data: bytes, *, named: bool) -> None:
+    with containers.parse_file(BytesFile(data), named_safetensors=named) as parsed:
+        assert len(parsed.tensors) <= len(data) + 1
+
+
+def _manifests() -> list[bytes]:
+    found = [TensorRecord(f"layer.{n}%\t", "F32", (n, 2), ContentRef("b3:" + f"{n:064x}")) for n in range(5)]
+    found.append(TensorRecord("step", "I64", (), ContentRef("hex:" + "00" * 8)))
+    return [Manifest("safetensors", tuple(found), None, (("format", "pt"),)).to_bytes()]
+
+
+def _read_manifest(data: bytes) -> None:
+    assert Manifest.from_bytes(data).to_bytes() == data
+
+
+def _merges() -> list[bytes]:
+    one = Manifest.from_bytes(_manifests()[0])
+    other = Manifest("safetensors", one.records[1:], None, (("format", "np"),))
+    return [Merge(one, other).to_bytes(), one.to_bytes()]
+
+
+def _read_merge(data: bytes) -> None:
+    found = Merge.from_bytes(data)
+    again = Merge.from_bytes(found.to_bytes())
+    assert (again.ours, again.theirs) == (found.ours, found.theirs)
+    assert not found.take("ours").conflicts
+
+
+@cache
+def _folder() -> Path:
+    """A folder in memory where there is one, with a repository."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    repo = Repository(folder / "project", init=True)
+    for seed in range(3):
+        drifted = {name: np.add(value, 1e-3 * seed, dtype="f4") for name, value in weights(1, rows=200).items()}
+        repo.stage_weights(drifted)
+        repo.commit(f"seed {seed}", metrics={"loss": 1.0}, metadata={"a": [1]}, step=seed)
+    repo.tag("v1")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """What was made in memory is removed."""
+    import shutil
+
+    yield
+    if _folder.cache_info().currsize:
+        shutil.rmtree(_folder())
+        _folder.cache_clear()
+
+
+def _packs() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((_folder() / "project/.coral/packs").glob("*.pack"))]
+
+
+def _sealed(data: bytes) -> bytes:
+    """A pack whose checksums are right, as far as its lengths lead."""
+    out, at = bytearray(data), len(MAGIC)
+    while at + HEADER_BYTES <= len(out):
+        stored = int.from_bytes(out[at + 8 : at + 12], "little")
+        payload = bytes(out[at + HEADER_BYTES : at + HEADER_BYTES + stored])
+        out[at + 16 : at + 24] = checksum(payload).to_bytes(8, "little")
+        out[at + HEADER.size : at + HEADER_BYTES] = checksum(bytes(out[at : at + HEADER.size])).to_bytes(8, "little")
+        at += HEADER_BYTES + stored
+    return bytes(out)
+
+
+def _read_pack(data: bytes) -> None:
+    data = _sealed(data)
+    entries = list(pack_format.scan(data, "a pack"))
+    root = _folder() / "packs"
+    root.mkdir(exist_ok=True)
+    (root / "00000001-0123456789abcdef.pack").write_bytes(data)
+    (root / "00000001-0123456789abcdef.idx").write_bytes(build(entries))
+    store = ChunkStore(Folder(root), _folder() / "lock", threads=1)
+    for chunk, entry in entries[:20]:
+        try:
+            wanted = TensorRecord("t", "U8", (entry.raw_length,), single_ref(chunk))
+            store.check(wanted)
+            store.read_into(wanted, memoryview(bytearray(entry.raw_length)))
+        except CoralError:
+            continue
+
+
+def _indexes() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((_folder() / "project/.coral/packs").glob("*.idx"))]
+
+
+def _read_index(data: bytes) -> None:
+    body = data[:-8]
+    index = PackIndex(body + checksum(body).to_bytes(8, "little"), "an index")
+    for chunk, _ in list(index.items())[:50]:
+        index.find(chunk)
+
+
+def _journals() -> list[bytes]:
+    events = [
+        {"e": "m", "t": 1000, "s": 1, "v": {"loss": 0.5, "acc": "NaN"}, "d": {"split": "x"}},
+        {"e": "p", "t": 1001, "v": {"opt": {"lr": 0.1}}},
+        {
+            "e": "set",
+            "t": 1002,
+            "v": {"add_tags": ["a"], "notes": "n", "labels": {"k": "v"}, "objective": {"a": "min"}},
+        },
+        {"e": "a", "t": 1002, "v": {"name": "x.txt", "kind": "text", "nbytes": 3, "ref": "hex:000000"}},
+        {"e": "c", "t": 1003, "hash": "a" * 40, "step": 1, "metrics": {"loss": 0.5}},
+        {"e": "drop", "t": 1004, "n": 3},
+        {"e": "end", "t": 1005, "status": "completed", "failure": None, "commit": None},
+    ]
+    return [b"".join(map(encode, events))]  # type: ignore[arg-type]
+
+
+def _read_journal(data: bytes) -> None:
+    decode(data), damaged(data)
+    sealed = b"".join(line(part.partition(b" ")[2]) for part in data.split(b"\n") if part)
+    run = Experiment("a" * 12, "x", created_at=from_ms(0))
+    fold = Fold(run, History())
+    fold.apply_all(decode(sealed)[0])
+    text = records.encode(records.Record(run, myself("process"), {}), fold.history)
+    fields = records.head(text, "x")[1]
+    assert fields is not None
+    assert list(records.decode_history(text, "x").points()) == list(fold.history.points())
+    records.decode(fields, History, "x")
+
+
+def _runs() -> list[bytes]:
+    run, history = Experiment("a" * 12, "x", created_at=from_ms(0)), History()
+    Fold(run, history).apply_all(decode(_journals()[0])[0])
+    for step in range(40):
+        history.append(("loss", "acc")[step % 2], step / 3, step, 1000 + step)
+    return [records.encode(records.Record(run, myself("process"), {}), history).replace(b'"check"', b'"chalk"')]
+
+
+def _read_run(data: bytes) -> None:
+    _, fields = records.head(data, "x")
+    history = records.decode_history(data, "x")
+    len(list(history.points())), [series.times and series.steps for series in history.series.values()]
+    if fields is not None:
+        records.to_dict(records.decode(fields, lambda: history, "x").experiment, history=True)
+    try:
+        records.summaries([data.partition(b"\n")[0] + b"\n"])
+    except CoralError:
+        pass
+
+
+def _tables() -> list[bytes]:
+    from coral.experiments import ExperimentTracker
+
+    repo = Repository(_folder() / "project")
+    with ExperimentTracker(repo).start("a run") as run:
+        run.log("loss", 1.0, step=1)
+    ExperimentTracker(repo).list()
+    return [(repo.coral_dir / "cache/experiments.index").read_bytes()]
+
+
+def _read_table(data: bytes) -> None:
+    first, _, body = data.partition(b"\n")
+    found = load_table(b"%b %016x\n%b" % (first.rpartition(b" ")[0], checksum(body), body))
+    if found is not None:
+        index = Index(Folder(_folder() / "none"))
+        index._table = found
+        index.select(Query()), index.totals(), index.running(), index.best("loss", "min", Query(), 5)
+
+
+def _states() -> list[bytes]:
+    value = {
+        "a": (1, 2.5),
+        3: {b"x", "y"},
+        "t": torch.ones(2),
+        "n": np.float32(1.5),
+        "d": torch.float16,
+        "i": 1 << 2000,
+    }
+    return [encode_state(value)[0].encode()]
+
+
+def _read_state(data: bytes) -> None:
+    decode_state(data.decode("utf-8", "surrogateescape"), lambda name, owner: torch.ones(1))
+
+
+def _configs() -> list[bytes]:
+    text = (_folder() / "project/.coral/config.toml").read_bytes()
+    return [text + b'threads = 4\n[user]\nauthor = "A <a@b>"\n[remotes.origin]\nurl = "/srv/x"\n']
+
+
+def _read_config(data: bytes) -> None:
+    path = _folder() / "settings"
+    path.mkdir(exist_ok=True)
+    (path / "config.toml").write_bytes(data)
+    Config.load(Folder(path))
+
+
+def _names() -> list[bytes]:
+    return [
+        b"feature/x",
+        b"HEAD~2^2",
+        b"main@{1}",
+        b"refs/tags/v1",
+        b"best:loss:min",
+        b"dir/model.safetensors",
+        b"v1^{commit}",
+    ]
+
+
+def _read_name(data: bytes) -> None:
+    name = data.decode("utf-8", "surrogateescape")
+    repo = Repository(_folder() / "project")
+    for look in (check_ref_name, check_part_name, unescape, repo.resolve, repo.history.branch_tip, repo.history.reflog):
+        try:
+            look(name)
+        except CoralError:
+            continue
+    repo.get_all_weights("HEAD", name)
+
+
+def _packets() -> list[bytes]:
+    def packet(text: bytes) -> bytes:
+        return b"%04x%s" % (len(text) + 4, text)
+
+    hello = [packet(b"git-filter-client\n"), packet(b"version=2\n"), b"0000", packet(b"capability=clean\n"), b"0000"]
+    ask = [packet(b"command=clean\n"), packet(b"pathname=x.bin\n"), b"0000", packet(b"x" * 300), packet(b"y"), b"0000"]
+    return [b"".join([*hello, *ask, *ask])]
+
+
+def _read_packets(data: bytes) -> None:
+    server = FilterServer(io.BytesIO(data), io.BytesIO())
+    server.shake_hands(["clean", "smudge"])
+    for request in server.requests():
+        if request.command in ("clean", "smudge"):
+            content = server.content.read_whole()
+            server.answer(lambda send, content=content: send(content))  # type: ignore[misc]
+
+
+def _commits() -> list[bytes]:
+    history = Repository(_folder() / "project").history
+    return [history._object(one.commit_hash).to_bytes() for one in history.log("main")]
+
+
+def _read_commit(data: bytes) -> None:
+    found = CommitObject.from_bytes(data, "a" * 40)
+    one = found.commit("a" * 40)
+    str(one), one.step, one.metrics, one.metadata, one.code_dirty, one.subject, one.run_id
+
+
+READERS: dict[str, Reader] = {
+    "safetensors": (_safetensors, lambda data: _parse(data, named=True)),
+    "archives": (_archives, lambda data: _parse(data, named=False)),
+    "manifests": (_manifests, _read_manifest),
+    "merges": (_merges, _read_merge),
+    "packs": (_packs, _read_pack),
+    "indexes": (_indexes, _read_index),
+    "journals": (_journals, _read_journal),
+    "runs": (_runs, _read_run),
+    "tables of runs": (_tables, _read_table),
+    "states": (_states, _read_state),
+    "settings": (_configs, _read_config),
+    "names": (_names, _read_name),
+    "git's packets": (_packets, _read_packets),
+    "commits": (_commits, _read_commit),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", READERS)
+def test_a_reader_survives(kind: str) -> None:
+    """An answer, or an error of coral's, within a second; and no more memory than an honest file would take."""
+    make, read = READERS[kind]
+    sound = make()
+    for data in sound:
+        _attempt(read, data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize="CORAL_TORTURE_FUZZ" not in os.environ,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.sampled_from(range(len(sound))), st.lists(_CHANGE, min_size=1, max_size=6))
+    def survives(which: int, changes: list[tuple[str, float, int | bytes]]) -> None:
+        started = time.process_time()
+        _attempt(read, changed(sound[which], changes))
+        assert time.process_time() - started < SECONDS
+
+    survives()
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) <= GROWTH
+
+
+def _attempt(read: Callable[[bytes], object], data: bytes) -> None:
+    try:
+        read(data)
+    except CoralError as error:
+        assert error.exit_code != 70
