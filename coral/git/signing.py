@@ -22,6 +22,7 @@ _PROGRAMS: Final = {
     "ssh": (("gpg.ssh.program",), "ssh-keygen"),
 }
 _ALLOWED = "gpg.ssh.allowedsignersfile"
+_REVOKED = "gpg.ssh.revocationfile"
 _SETTINGS = r"^(gpg\..*|user\.signingkey)$"
 _TIMEOUT = 300.0
 
@@ -87,8 +88,12 @@ def verify(git_dir: Path, commit: str, *, folder: Path) -> Checked:
     settings = _settings(folder)
     options = [f"gpg.{kind}.program={_program(settings, kind)}" for kind in _PROGRAMS]
     options += [f"gpg.program={_program(settings, 'openpgp')}", f"{_ALLOWED}={settings.get(_ALLOWED, '')}"]
+    # A repository's own list of revoked keys, or level of trust, does not take the place of the user's.
+    options.append(f"gpg.mintrustlevel={settings.get('gpg.mintrustlevel', 'undefined')}")
+    options += [f"{_REVOKED}={settings[_REVOKED]}"] if _REVOKED in settings else []
     words = [word for option in options for word in ("-c", option)]
-    status, report = check(git_dir, [*words, "verify-commit", commit])
+    # A replacement would be verified in the place of the commit that weights are read from.
+    status, report = check(git_dir, [*words, "--no-replace-objects", "verify-commit", commit])
     return Checked(status == 0, report)
 
 

@@ -182,3 +182,37 @@ def test_gpg(repo: Repository, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         subprocess.run(["gpgconf", "--kill", "all"], check=False)
         subprocess.run(["rm", "-rf", folder], check=False)
+
+
+def test_a_replaced_commit_is_not_the_one_that_was_signed(repo: Repository) -> None:
+    """git shows a replacement in a commit's place; what is verified is the commit that the weights are read from."""
+    good = signed(repo)
+    handle = repo.history._handle
+    forged_parts = {"model.safetensors": repo.history.part(repo.resolve("HEAD~1"), "model.safetensors")}
+    root = root_of(repo.history, {name: oid for name, oid in forged_parts.items() if oid})
+    tree = repo.history._object(repo.resolve("HEAD~1")).tree
+    text = handle.read(good)[1].decode()
+    text = text.replace(text.split("\n")[0], f"tree {tree}", 1)
+    text = text.replace(repo.history.commit(good).root or "", root)
+    forged = handle.write("commit", text.encode())
+    replace = repo.history.git_dir / "refs/replace" / forged
+    replace.parent.mkdir(parents=True)
+    replace.write_text(good + "\n")
+    assert "gpgsig" in text and forged != good
+    with pytest.raises(SignatureError, match="no signature that is trusted"):
+        repo.verify(forged)
+    assert repo.verify(good).commit == good
+
+
+def test_revoked_keys_stay_revoked(repo: Repository, home: Path) -> None:
+    """A repository's own configuration does not switch off the user's list of revoked keys."""
+    commit = signed(repo)
+    revoked = home / "revoked"
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", revoked, home / ".ssh" / "id.pub"], check=True)
+    subprocess.run(["git", "config", "--global", "gpg.ssh.revocationFile", str(revoked)], check=True)
+    empty = home / "empty"
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", empty, "/dev/null"], check=True)
+    subprocess.run(["git", "-C", repo.coral_dir, "config", "gpg.ssh.revocationFile", str(empty)], check=True)
+    subprocess.run(["git", "-C", repo.coral_dir, "config", "gpg.minTrustLevel", "never"], check=True)
+    with pytest.raises(SignatureError):
+        repo.verify(commit)
