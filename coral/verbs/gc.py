@@ -88,6 +88,11 @@ def collect(
     """
     if grace < 0:
         raise UsageError("the grace period is at least 0")
+    damaged = history.damaged_refs()
+    if damaged:
+        raise CorruptionError(
+            f"{', '.join(damaged)}: damaged, so that nobody knows what it leads to", hint="run coral fsck"
+        )
     with file_lock(store.lock.with_name("consolidate"), timeout=_TURN_SECONDS):
         collection = _Collection(project, folder, history, store, 0.0 if prune_now else grace, prune_now)
         return collection.dry_run() if dry_run else collection.run(progress)
