@@ -396,7 +396,10 @@ def test_linked_worktrees_share_the_hook(
 
 @pytest.mark.parametrize("kind", ["submodule", "sha256", "separate"])
 def test_other_kinds_of_repositories(git: Git, code: Path, coral: Path, log: Path, tmp_path: Path, kind: str) -> None:
-    """Submodules, SHA-256 repositories and ones with git's folder elsewhere are set up like any other."""
+    """Submodules, SHA-256 repositories and ones with git's folder elsewhere are set up like any other.
+
+    Where git's own folder is elsewhere, so is coral's: what lies beside such a worktree goes away with it.
+    """
     remote, inner = tmp_path / "other.git", tmp_path / "inner"
     formats = ["--object-format=sha256"] if kind == "sha256" else []
     git(tmp_path, "init", "-q", "--bare", *formats, str(remote))
@@ -410,7 +413,8 @@ def test_other_kinds_of_repositories(git: Git, code: Path, coral: Path, log: Pat
         git(inner, "remote", "add", "origin", str(remote))
     git(inner, "commit", "-q", "--allow-empty", "-m", "inner")
     done = set_up(inner, coral)
-    assert done.coral_dir == inner / ".coral" and not (code / ".coral").exists()
+    apart = {"submodule": code / ".git" / "modules" / "inner", "separate": tmp_path / "away.git"}
+    assert done.coral_dir == apart.get(kind, inner) / ".coral" and not (code / ".coral").exists()
     git(inner, "push", "-q", "origin", "HEAD:refs/heads/new")
     assert log.read_text().count("git-pre-push") == 1
     assert git(inner, "status", "--porcelain") == ""
