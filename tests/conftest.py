@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Who starts the tests in the background may have Ctrl-C ignored, and the processes they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure; the examples are counted, not timed.
 settings.register_profile("coral", deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,10 +189,10 @@ def test_wrong_uses_of_merge(project: Project) -> None:
         (["--ours"], "which file"),
         (["/elsewhere/model.safetensors"], "outside"),
     ):
-        done = project.run("python", "-m", "coral", "merge", *arguments, check=False)
+        done = project.run(sys.executable, "-m", "coral", "merge", *arguments, check=False)
         assert done.returncode in (2, 3)
         assert said in done.stderr.decode()
     conflict(project)
-    done = project.run("python", "-m", "coral", "merge", "--ours", PATH, "no.such", check=False)
+    done = project.run(sys.executable, "-m", "coral", "merge", "--ours", PATH, "no.such", check=False)
     assert done.returncode == 3
     assert b"<<<<<<< ours" in project.read(PATH)

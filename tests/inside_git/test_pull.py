@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_permissions_stay(project: Project) -> None:
 
 def test_errors(skipped: Project) -> None:
     """Unknown paths and absent tensors are named; what is here is written all the same."""
-    done = skipped.run("python", "-m", "coral", "pull", "nowhere.pt", check=False)
+    done = skipped.run(sys.executable, "-m", "coral", "pull", "nowhere.pt", check=False)
     assert (done.returncode, b"nowhere.pt" in done.stderr) == (3, True)
     packs = sorted((skipped.folder / ".coral" / "packs").glob("*"), key=lambda path: path.stat().st_size)
     for path in packs:
@@ -71,7 +72,7 @@ def test_errors(skipped: Project) -> None:
             path.unlink()
             path.with_suffix(".pack").unlink()
             break
-    done = skipped.run("python", "-m", "coral", "pull", check=False)
+    done = skipped.run(sys.executable, "-m", "coral", "pull", check=False)
     assert done.returncode == 5
     assert b"not here" in done.stderr
     written = [name for name in ("model.safetensors", "other.safetensors") if skipped.read(name)[:5] != b"coral"]
