@@ -160,7 +160,7 @@ class PackSet:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may read as well
         self._kept = _Kept(Recent(limit=_OPEN_FILES), Recent(limit=_INDEX_BYTES, weigh=lambda index: index.nbytes))
         self._made = 0
         self._searched = False

@@ -25,7 +25,7 @@ class Recent(Generic[T]):
     def __init__(self, *, limit: int, weigh: Callable[[T], int] = lambda value: 1) -> None:
         self._limit = limit
         self._weigh = weigh
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may read as well
         self._values: OrderedDict[str, T] = OrderedDict()
         self._weight = 0
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,31 +17,12 @@ SHARING_SECONDS = 60.0
 # Less than those who share it wait: nobody's commit may fail because garbage collection waits for somebody else.
 ALONE_SECONDS = 20.0
 
+_held: dict[tuple[int, str], set[object]] = {}
+"""Who in a process shares which lock. A forked child holds none of its parent's.
 
-class _Held:
-    """How often this process shares each lock; whoever does already need not, and must not, queue."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._counts: Counter[Path] = Counter()
-
-    def change(self, path: Path, by: int) -> None:
-        with self._lock:
-            self._of_this_process()[path] += by
-
-    def is_held(self, path: Path) -> bool:
-        with self._lock:
-            return self._of_this_process()[path] > 0
-
-    def _of_this_process(self) -> Counter[Path]:
-        if self._pid != os.getpid():
-            # A forked child holds none of its parent's locks.
-            self._pid, self._counts = os.getpid(), Counter()
-        return self._counts
-
-
-_held = _Held()
+No lock guards it: a holder that was dropped is let go by Python's garbage collector, which may come at any moment, even
+while the same thread looks in here. Adding one and taking it out are one step each, and no two holders are the same.
+"""
 
 
 class Gate:
@@ -60,18 +39,18 @@ class Gate:
     @contextlib.contextmanager
     def shared(self, *, timeout: float = SHARING_SECONDS) -> Iterator[None]:
         """Hold it together with others. Raises LockedError."""
-        owner = os.getpid()
         with contextlib.ExitStack() as stack:
+            holders, holder = _held.setdefault((os.getpid(), os.fspath(self.path)), set()), object()
             with contextlib.ExitStack() as queue:
-                if not _held.is_held(self.path):
+                # Whoever shares it already need not queue, and must not.
+                if not holders:
                     queue.enter_context(file_lock(self._queue, shared=True, timeout=timeout))
                 stack.enter_context(file_lock(self.path, shared=True, timeout=timeout))
-            _held.change(self.path, 1)
+            holders.add(holder)
             try:
                 yield
             finally:
-                if os.getpid() == owner:
-                    _held.change(self.path, -1)
+                holders.discard(holder)
 
     @contextlib.contextmanager
     def alone(self, *, timeout: float = ALONE_SECONDS) -> Iterator[None]:
