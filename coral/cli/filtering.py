@@ -41,8 +41,8 @@ def _fetch(top: Path, store: ChunkStore, manifests: list[Manifest]) -> None:
         if not config.remotes:
             return
         fetch_missing(store, open_remote(top, config), manifests)
-    except CorruptionError:
-        pass  # the remote has not all of it
+    except CorruptionError as error:
+        click.echo(f"coral: from the remote {error}", err=True)
     except NotFoundError as error:
         click.echo(f"coral: {error}", err=True)
     except CoralError as error:

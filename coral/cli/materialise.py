@@ -58,7 +58,7 @@ def materialise(session: Session, paths: Sequence[str]) -> dict[str, Manifest]:
         raise CorruptionError(
             f"tensors of {', '.join(names[:5])} are not here"
             + (f", and of {len(names) - 5} more" if names[5:] else ""),
-            hint="'coral remote add NAME PATH' says where they are",
+            hint="'coral remote' lists where they were looked for; 'coral remote add NAME PATH' names another place",
         )
     return there
 

@@ -214,7 +214,7 @@ class ChunkCopier(StoreWriter):
         self._source = source
         self._near = near
         self._records = Scratch()
-        self.lost: dict[str, str] = {}
+        self.lost: list[tuple[TensorRecord, str]] = []
         self._damaged: dict[ChunkId, str] = {}
 
     def copy(self, progress: Progress | None = None) -> None:
@@ -230,17 +230,19 @@ class ChunkCopier(StoreWriter):
                 if self._pack is not None and self._pack.size >= PUBLISH_BYTES:
                     self.nbytes += self._publish()
         if self._damaged:
-            self.lost = dict(self._find_lost())
+            self.lost = list(self._find_lost())
+        # Not by name: tensors of many files may have the same.
+        damaged = {record.content for record, _ in self.lost}
         for record in self.plan.missing_lists():
-            if record.name not in self.lost:
+            if record.content not in damaged:
                 self._take_list(list_of(record), self._source.read_list(list_of(record)))
         self.nbytes += self.seal()
 
-    def _find_lost(self) -> Iterator[tuple[str, str]]:
+    def _find_lost(self) -> Iterator[tuple[TensorRecord, str]]:
         for record in self.plan.records:
             damaged = next((chunk for chunk in self.plan.chunk_ids(record) if chunk in self._damaged), None)
             if damaged is not None:
-                yield record.name, self._damaged[damaged]
+                yield record, self._damaged[damaged]
 
     def _copy_batch(self, batch: list[tuple[ChunkId, _Node]]) -> int:
         copied = sum(self._claim(chunk) and self._copy_one(chunk, node) for chunk, node in batch)

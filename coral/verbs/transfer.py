@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coral.errors import CorruptionError
 
 if TYPE_CHECKING:
-    from coral.format.manifest import Manifest
+    from coral.format.manifest import Manifest, TensorRecord
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
 
@@ -58,7 +58,7 @@ def _copy(
     from coral.objects.copying import ChunkCopier
 
     seen: set[str] = set()
-    lost: dict[str, str] = {}
+    lost: list[tuple[TensorRecord, str]] = []
     with ChunkCopier(source, target, near=near) as copier:
         for record in (record for manifest in manifests for record in manifest.everything):
             if record.content not in seen:
@@ -66,21 +66,21 @@ def _copy(
                 try:
                     copier.plan.add(record)
                 except CorruptionError as error:
-                    lost[record.name] = error.message
+                    lost.append((record, error.message))
         copier.copy(progress)
     if copier.nbytes:
         target.consolidate()
         target.folder.sweep_temporary()
-    lost |= copier.lost
+    lost += copier.lost
     if lost:
         raise _damaged(lost)
     return Transferred(copier.chunks, copier.nbytes)
 
 
-def _damaged(lost: dict[str, str]) -> CorruptionError:
-    names = ", ".join(list(lost)[:_SHOWN])
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+def _damaged(lost: list[tuple[TensorRecord, str]]) -> CorruptionError:
+    names = list(dict.fromkeys(record.name for record, _ in lost))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return CorruptionError(
-        f"not all could be copied: {names}{more}: {next(iter(lost.values()))}",
+        f"not all could be copied: {', '.join(names[:_SHOWN])}{more}: {lost[0][1]}",
         hint="'coral fsck' tells what is damaged; all else was copied",
     )

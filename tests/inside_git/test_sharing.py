@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from coral.objects import ChunkStore
+from coral.storage.folder import Folder
 from tests.inside_git.helpers import CORAL, Project, safe, tensors
 
 
@@ -70,19 +72,29 @@ def test_a_checkout_fetches(shared: Project, tmp_path: Path) -> None:
     assert clone.read("model.safetensors") == shared.read("model.safetensors")
 
 
+def damage_largest_chunk(remote: Path) -> None:
+    """Flip a bit of what the larger of the two models is made of."""
+    store = ChunkStore(Folder(remote / "packs"), remote / "locks" / "store")
+    pack, entry = max(
+        ((pack, entry) for pack in store.packs.packs for _, entry in pack.index.items()),
+        key=lambda item: item[1].stored_length,
+    )
+    path = remote / "packs" / f"{pack.name}.pack"
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[entry.offset + entry.stored_length // 2] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_damaged_remote_gives_nothing(shared: Project, tmp_path: Path) -> None:
     """Bytes that are not what their ids say never arrive; what is whole does."""
     shared.git("push", "-q", "origin", "main")
-    largest = max((tmp_path / "tensors" / "packs").glob("*.pack"), key=lambda path: path.stat().st_size)
-    largest.chmod(0o644)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    damage_largest_chunk(tmp_path / "tensors")
     clone = clone_of(shared, tmp_path / "clone")
     clone.coral("install")
     done = clone.run(*CORAL.replace('"', "").split(), "pull", check=False)
     assert done.returncode == 5
-    assert b"model.safetensors" in done.stderr
+    assert b"damaged" in done.stderr and b"model.safetensors" in done.stderr and b"other.safetensors" not in done.stderr
     assert clone.read("model.safetensors").startswith(b"coral manifest")
     assert clone.read("other.safetensors") == safe(tensors(2))
 
