@@ -48,8 +48,10 @@ _CACHE_BYTES = 16 * 2**20
 _MAX_REF_BYTES = 1024
 _REF = re.compile(rb"ref: *refs/|[0-9a-fA-F]{40}(?:\s|\Z)")
 _REFLOG_IDENTITY = ("coral", "coral@localhost")
-# libgit2 gives a message, not the operating system's number.
-_NUMBERS = {os.strerror(code): code for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)}
+# libgit2 gives a message, not the operating system's number, and calls some refusals of the disk by other names.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EINTR)
+_NUMBERS = {os.strerror(code): code for code in _REFUSALS}
+_MOVED = "old reference value does not match"
 
 
 class RefTarget(NamedTuple):
@@ -95,6 +97,8 @@ def _translated(kind: str, name: str = "", *, missing: type[CoralError] = Corrup
     except OSError as error:
         raise _storage_error(f"{kind} {name}", error) from error
     except (pygit2.GitError, ValueError) as error:
+        if _number(error) is not None:
+            raise _storage_error(f"{kind} {name}", error) from error
         raise CorruptionError(f"{kind} {name} is damaged: {error}", hint="run coral fsck") from error
 
 
@@ -122,11 +126,16 @@ def _is_damaged_ref(path: str) -> bool:
         return _REF.match(file.read(_MAX_REF_BYTES) or b"") is None
 
 
-def _storage_error(what: str, error: OSError) -> CoralError:
-    text = str(error)
+def _number(error: Exception) -> int | None:
+    """The operating system's number of an error of libgit2's, by its message; None where it tells none."""
+    said = next((number for reason, number in _NUMBERS.items() if reason in str(error)), None)
+    return error.errno if said is None and isinstance(error, OSError) else said
+
+
+def _storage_error(what: str, error: Exception) -> CoralError:
+    text, number = str(error), _number(error)
     if "failed to lock file" in text:
         return LockedError(f"{what} is locked by another git process", hint="run the command again in a few seconds")
-    number = next((number for reason, number in _NUMBERS.items() if reason in text), error.errno)
     hint = "free some space and run the command again" if number in (errno.ENOSPC, errno.EDQUOT) else None
     return StorageError(f"{what}: {text}", hint=hint, errno=number)
 
@@ -334,7 +343,10 @@ class Handle:
         except OSError as error:
             raise _storage_error(name, error) from error
         except pygit2.GitError as error:
-            raise ConflictError(f"cannot delete {name}: {error}") from error
+            if _MOVED in str(error):
+                raise ConflictError(f"{name} moved meanwhile") from error
+            # Of an unlink that is refused libgit2 says nothing: the message is that of an older error, or none.
+            raise StorageError(f"{name} cannot be deleted", hint="is the disk full, or read-only?") from error
 
     def reflog(self, name: str) -> list[ReflogLine]:
         """The reflog of a ref, newest first."""

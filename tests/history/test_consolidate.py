@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from coral.errors import CorruptionError
+from coral.errors import CorruptionError, StorageError
 from coral.history import consolidate as module
 from coral.history import history as history_module
 from coral.history.history import History
@@ -49,6 +51,21 @@ def test_consolidate(history: History, git: Git, coral_dir: Path) -> None:
     commit_on(history, "main", "after")
     assert len(list(other.log("main"))) == 31
     git("fsck", "--strict")
+
+
+def test_a_pack_that_the_disk_refuses(history: History) -> None:
+    """It is the disk's error, with its number, and no damage; the loose objects stay."""
+    line = line_of(history, 30)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            history.consolidate(force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.errno == errno.EFBIG
+    assert _loose(history) and len(list(history.log("main"))) == len(line)
+    assert history.consolidate(force=True)
 
 
 def test_trigger(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
