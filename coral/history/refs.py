@@ -124,7 +124,7 @@ class Refs:
 
     def create(self, ref: str, oid: str, *, reason: str, force: bool = False) -> None:
         """Create a ref (full name), or move it there when forced."""
-        with self._writing(ref, reason) as moves:
+        with self._writing(reason, ref) as moves:
             held = self.oid(ref)
             if held is not None and not force:
                 raise _taken(ref)
@@ -136,7 +136,7 @@ class Refs:
 
     def move(self, ref: str, oid: str, *, expected: str | None, reason: str) -> None:
         """Move a ref that is at ``expected`` (None: does not exist). Raises ConflictError otherwise."""
-        with self._writing(ref, reason) as moves:
+        with self._writing(reason, ref) as moves:
             held = self.oid(ref)
             if held != expected:
                 raise _moved(ref, held, expected)
@@ -148,7 +148,7 @@ class Refs:
 
     def delete(self, ref: str) -> None:
         """Delete a ref and its reflog. Raises RefNotFoundError, ConflictError for HEAD's branch."""
-        with self._writing(ref, f"{'tag' if ref.startswith(TAGS) else 'branch'} -d {short(ref)}") as moves:
+        with self._writing(f"{'tag' if ref.startswith(TAGS) else 'branch'} -d {short(ref)}", ref) as moves:
             held = self._handle.ref(ref)
             if held is None:
                 raise missing_ref(ref, self._names_like(ref))
@@ -164,7 +164,7 @@ class Refs:
     def rename(self, old: str, new: str) -> None:
         """Rename a branch (full names) with its reflog; HEAD follows it. A kill in between leaves both names."""
         reason = f"Branch: renamed {old} to {new}"
-        with self._writing(new, reason, renames=True) as moves:
+        with self._writing(reason, new, old, renames=True) as moves:
             head, oid = self._handle.ref("HEAD"), self.oid(old)
             on_it = head is not None and head.ref == old
             if oid is None and not on_it:
@@ -184,7 +184,7 @@ class Refs:
 
     def set_head(self, target: RefTarget, reason: str) -> None:
         """Point HEAD at a branch or, detached, at a commit."""
-        with self._writing("HEAD", reason) as moves:
+        with self._writing(reason, "HEAD") as moves:
             held = self._handle.ref("HEAD")
             self._handle.create_ref("HEAD", target, _one_line(reason), force=True)
             if held != target:
@@ -192,7 +192,7 @@ class Refs:
 
     def move_detached_head(self, oid: str, *, expected: str, reason: str) -> None:
         """Move a detached HEAD that is at ``expected``. Raises ConflictError otherwise."""
-        with self._writing("HEAD", reason) as moves:
+        with self._writing(reason, "HEAD") as moves:
             head = self._handle.ref("HEAD")
             if head is None or head.oid != expected:
                 held = head.oid or head.ref if head is not None else None
@@ -202,7 +202,7 @@ class Refs:
 
     def restore(self, changes: Mapping[str, Change], *, reason: str) -> None:
         """Put refs back to where they were, all of them or none. Raises ConflictError when one has moved since."""
-        with self._writing("HEAD", reason) as moves:
+        with self._writing(reason, "HEAD", *changes) as moves:
             for ref, change in changes.items():
                 held = self._handle.ref(ref)
                 if (None if held is None else _said(held)) != change.expected:
@@ -214,8 +214,6 @@ class Refs:
             for ref, change in sorted(changes.items(), key=lambda item: (item[1].target is None, item[0] == "HEAD")):
                 self._restore(ref, change, reason)
                 moves.append(Move(ref, change.expected, change.target))
-        for ref in changes:
-            self._sync_folders(ref)
 
     def _restore(self, ref: str, change: Change, reason: str) -> None:
         if change.target is None:
@@ -266,15 +264,18 @@ class Refs:
     # -- locks and durability
 
     @contextlib.contextmanager
-    def _writing(self, ref: str, reason: str, *, renames: bool = False) -> Iterator[list[Move]]:
-        """Hold the lock; what is put into the list has moved when the block ends well."""
+    def _writing(self, reason: str, *refs: str, renames: bool = False) -> Iterator[list[Move]]:
+        """Hold the lock while these refs are written; what is put into the list has moved when the block ends well."""
         moves: list[Move] = []
         with file_lock(self._lock):
-            self._refuse_links(ref)
-            self._sweep([f"{ref}.lock", *_SINGLE_LOCKS] if self._swept_all else self._all_locks())
+            for ref in refs:
+                self._refuse_links(ref)
+            locks = [f"{ref}.lock" for ref in refs]
+            self._sweep([*locks, *_SINGLE_LOCKS] if self._swept_all else self._all_locks())
             self._swept_all = True
             yield moves
-            self._sync_folders(ref)
+            for ref in refs:
+                self._sync_folders(ref)
             if moves:
                 self._log.append(_one_line(reason), moves, renames=renames)
 

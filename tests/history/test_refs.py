@@ -26,7 +26,7 @@ from coral.errors import (
 from coral.history import history as history_module
 from coral.history.history import History
 from coral.history.libgit import RefTarget
-from coral.history.refs import Head
+from coral.history.refs import Change, Head
 from tests.history.helpers import commit, commit_on, line_of
 
 Git = Callable[..., str]
@@ -86,6 +86,17 @@ def test_race(history: History, coral_dir: Path) -> None:
     said = sorted(process.communicate()[0].strip() for process in running)
     assert said == ["lost", "won"]
     assert len(list(history.log("main"))) == 2
+
+
+def test_stale_lock_of_an_old_name_is_swept(history: History) -> None:
+    """A rename waits for no lock file that a dead process left on the name that goes, nor is refused because of it."""
+    one = commit_on(history, "main", "one").commit_hash
+    history.create_branch("old", one)
+    path = history.git_dir / "refs/heads/old.lock"
+    path.touch()
+    os.utime(path, (time.time() - 60,) * 2)
+    history.rename_branch("old", "new")
+    assert history.branches() == {"main": one, "new": one}
 
 
 @pytest.mark.parametrize(
@@ -444,6 +455,22 @@ def test_nothing_is_written_through_a_link(history: History, tmp_path: Path, pla
     with pytest.raises(StorageError, match="symbolic link"):
         commit_on(fresh, "main", "two")
     assert before == sorted((str(one), one.is_file() and one.read_bytes()) for one in (outside, *outside.rglob("*")))
+
+
+@pytest.mark.parametrize("verb", ["rename", "restore"])
+def test_no_ref_is_removed_or_moved_through_a_link(history: History, tmp_path: Path, verb: str) -> None:
+    """The name that a rename takes away, and each that is put back, is one that no link leads to."""
+    one, two = (commit_on(history, "main", text).commit_hash for text in ("one", "two"))
+    history.create_branch("x/old", one)
+    (history.git_dir / "refs/heads/x").rename(tmp_path / "outside")
+    (history.git_dir / "refs/heads/x").symlink_to(tmp_path / "outside")
+    with pytest.raises(StorageError, match="symbolic link"):
+        if verb == "rename":
+            history.rename_branch("x/old", "new")
+        else:
+            history._refs.restore({"refs/heads/x/old": Change(one, two)}, reason="undo")
+    assert (tmp_path / "outside/old").read_text() == f"{one}\n"
+    assert "new" not in history.branches()
 
 
 @pytest.mark.parametrize(
