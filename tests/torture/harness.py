@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from coral.errors import NothingToCommitError, StorageError
 from coral.repository import Repository
 from coral.testing import crash, syscalls
 from coral.testing.crash import State
@@ -19,7 +18,7 @@ from coral.testing.processes import Note, Warm
 from coral.testing.syscalls import Plan
 from coral.testing.trace import Operation, parse
 from tests.torture.planted import plant
-from tests.torture.scenarios import SCENARIOS, Told, check, commit_beside, commit_one
+from tests.torture.scenarios import SCENARIOS, Told, check, commit_beside
 
 ROOT = Path(__file__).parents[2]
 _AGE_SECONDS = 60.0
@@ -34,6 +33,7 @@ _MODULES = (
     "coral.verbs.repack",
     "coral.verbs.weights",
     "safetensors.numpy",
+    "tests.torture.faults",
     "tests.torture.harness",
 )
 
@@ -47,8 +47,9 @@ def start(folder: Path) -> Warm | None:
 
 
 def run_in(warm: Warm, job: str, *arguments: object) -> object:
-    """What a function of this file returns in a fork of the warm process; its errors are the caller's."""
-    ended = warm.run(f"{__name__}:{job}", *arguments)
+    """What a function, of this file where no module is named, returns in a fork of the warm process; its errors are the
+    caller's."""
+    ended = warm.run(job if ":" in job else f"{__name__}:{job}", *arguments)
     assert ended.finished and ended.error is None, ended.error or "killed"
     return ended.result
 
@@ -109,34 +110,6 @@ def race(note: Note, project: Path, first: int, bug: str | None) -> None:
     repo = Repository(project)
     for number in range(first, first + RACING):
         note(("landed", commit_beside(repo, number, f"part{first}.safetensors")))
-
-
-def fail_and_retry(note: Note, project: Path, plan: Plan) -> tuple[bool, list[str]]:
-    """Commit on a disk that refuses, then on one that does not; whether it refused, and what is wrong."""
-    repo = Repository(project)
-    syscalls.watch(project)
-    syscalls.arm(plan)
-    told: list[Told] = []
-    wrong: list[str] = []
-    try:
-        told.append(("commit", commit_one(repo, 100), 100))
-    except StorageError as error:
-        if not error.message or (plan.errno and error.errno not in (plan.errno, None)):
-            wrong.append(f"the error says {error!r}")
-    except BaseException:
-        wrong.append(f"not a StorageError: {traceback.format_exc(limit=-4)}")
-    reached = syscalls.count() > plan.at
-    syscalls.arm(Plan())
-    if not told:
-        age(project)
-        try:
-            told.append(("commit", commit_one(repo, 100), 100))
-        except NothingToCommitError:  # refused when all was done but the last fsync
-            told.append(("commit", repo.resolve("HEAD"), 100))
-            wrong += [] if next(repo.log()).message == "n=100" else ["the retry finds nothing to commit"]
-        except BaseException:
-            wrong.append(f"the retry: {traceback.format_exc(limit=-4)}")
-    return reached, wrong + checked(project, told, power=False)
 
 
 # -- outside

@@ -282,18 +282,20 @@ def _check_files(project: Path, told: list[Told]) -> list[str]:
 
 def _check_runs(repo: Repository, told: list[Told], *, power: bool) -> list[str]:
     tracker = ExperimentTracker(repo)
-    wrong, logged, safe = [], set(), set()
+    wrong: list[str] = []
+    logged: dict[object, set[object]] = {}
+    safe: dict[object, set[object]] = {}
     for kind, *rest in told:
         if kind == "log":
-            logged.add(rest[1])
+            logged.setdefault(rest[0], set()).add(rest[1])
         elif kind == "safe":
-            safe = set(logged)
+            safe[rest[0]] = set(logged.get(rest[0], ()))
     for run in tracker.list():
         points = [(point.value, point.step or 0) for point in run.metrics]
         if run.name == "during":
-            steps = {step for _, step in points}
+            promised = (safe if power else logged).get(run.experiment_id, set())
             wrong += [f"a point was never logged: {point}" for point in points if point[0] != point[1] / 7]
-            wrong += [f"points were lost: {lost}" for lost in [(safe if power else logged) - steps] if lost]
+            wrong += [f"points were lost: {lost}" for lost in [promised - {step for _, step in points}] if lost]
             if ("ended", run.experiment_id) in told and str(run.status) != "completed":
                 wrong.append(f"the run ended and is {run.status}")
         elif run.name == "before" and len(points) != 6:
@@ -316,5 +318,5 @@ def _go_on(project: Path) -> list[str]:
         return ["what was attempted before cannot be committed again"]
     repo.create_branch("after", made)
     fresh = Repository(project)
-    is_logged = [len(one.metrics) for one in ExperimentTracker(fresh).list() if one.name == "after"] == [1]
+    is_logged = len(ExperimentTracker(fresh).get(run.experiment_id).metrics) == 1
     return [] if is_logged and same(fresh.get_all_weights("after", MODEL), 900) else ["what came next went wrong"]

@@ -1,36 +1,51 @@
-"""A disk that refuses: a clear error, a sound repository, and the next attempt works."""
+"""A disk that refuses: a clear error, a sound repository, and the next attempt works.
+
+Run ``python -m tests.torture --only faults`` for every fault at every call of every scenario.
+"""
 
 from __future__ import annotations
 
 import errno
+import random
 from pathlib import Path
 
 import pytest
 
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Plan
-from coral.testing.trace import CHANGES, Kind
+from tests.torture.faults import FAULTS, all_plans, refused
 from tests.torture.harness import copy, run_in
+from tests.torture.scenarios import SCENARIOS
 
-FAULTS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EROFS": errno.EROFS, "EINTR": errno.EINTR, "short": 0}
-# Who is interrupted for ever tries for ever.
-CASES = [(fault, forever) for fault in FAULTS for forever in (False, True) if not (fault == "EINTR" and forever)]
-WRITES: frozenset[Kind] = frozenset({"write"})
-OPENS: frozenset[Kind] = frozenset({"open"})
+SAMPLE = 24
+SEED = 1
 
 
-@pytest.mark.parametrize(("fault", "forever"), CASES)
-def test_a_refusal_at_every_call_of_a_commit(
-    warm: Warm, place: Path, template: Path, fault: str, forever: bool
-) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_refusal_at_every_call_of_a_commit(warm: Warm, place: Path, template: Path, fault: str) -> None:
     """Whichever call of a commit fails, it says so or has no need to; what was there is sound; the retry succeeds."""
-    kinds = WRITES if fault == "short" else CHANGES | OPENS if fault == "EROFS" else CHANGES
     number, reached = -1, True
     while reached:
         number += 1
-        plan = Plan("fail" if FAULTS[fault] else "short", number, FAULTS[fault], forever, kinds)
-        found = run_in(warm, "fail_and_retry", copy(template, place / "failing"), plan)
+        plan = FAULTS[fault].plan(number)
+        found = run_in(warm, "tests.torture.faults:commit_and_retry", copy(template, place / "failing"), plan)
         assert isinstance(found, tuple)
         reached, wrong = found
         assert not wrong, (number, wrong)
-    assert number > (5 if fault == "short" else 40)
+    assert number > (5 if fault.startswith("short") else 40)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_refusal_anywhere(warm: Warm, place: Path, template: Path, scenario: str) -> None:
+    """Whatever is under way: a StorageError, or a warning where the promise is not to fail; the rest as above."""
+    project = place / "failing"
+    plans = all_plans(warm, scenario, template, project)
+    assert len(plans) > 100
+    chosen = random.Random(SEED).sample(plans, SAMPLE)
+    assert not list(refused(warm, scenario, template, project, chosen))
+
+
+def test_a_ref_that_the_disk_keeps(warm: Warm, place: Path, template: Path) -> None:
+    """An unlink of libgit2's that is refused, of which libgit2 says nothing, is not taken for a conflict."""
+    plans = [Plan("fail", at, errno.EROFS, kinds=frozenset({"unlink"})) for at in range(20)]
+    assert not list(refused(warm, "branch", template, place / "failing", plans))
