@@ -13,7 +13,7 @@ from itertools import accumulate, chain, repeat
 from operator import countOf
 from typing import Literal
 
-from coral.experiments.scalars import MAX_STEP, Json, tagged, untagged
+from coral.experiments.scalars import LAST_MS, MAX_STEP, Json, tagged, untagged
 
 Mode = Literal["min", "max"]
 _Run = tuple[int | None, int, int]
@@ -97,9 +97,7 @@ class Series:
             series.values = values  # type: ignore[assignment]
         else:
             series.values = [untagged(value) for value in values]
-        if not _are_all(int, times):
-            raise ValueError("a time is not a whole number")
-        series._gaps = times  # type: ignore[assignment]
+        series._gaps = _checked_gaps(times)
         series._runs = _checked_runs(data.get("steps"), len(values))
         series.metadata = _point_metadata(data.get("metadata", {}), len(values))
         return series
@@ -108,6 +106,18 @@ class Series:
 def _are_all(kind: type, column: list[Json]) -> bool:
     # Twice as fast as a set of the types, which hashes each.
     return countOf(map(type, column), kind) == len(column)
+
+
+def _checked_gaps(gaps: list[Json]) -> list[int]:
+    """Differences between times that are all of the calendar. Raises ValueError."""
+    if not _are_all(int, gaps):
+        raise ValueError("a time is not a whole number")
+    whole: list[int] = gaps  # type: ignore[assignment]
+    # A clock that is never set back needs no sum at each point.
+    is_rising = min(whole, default=0) >= 0
+    if not (sum(whole) <= LAST_MS if is_rising else all(0 <= time <= LAST_MS for time in accumulate(whole))):
+        raise ValueError("a time is not one of the calendar")
+    return whole
 
 
 def _point_metadata(data: Json, count: int) -> dict[int, dict[str, Json]]:

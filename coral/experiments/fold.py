@@ -15,11 +15,9 @@ from coral.experiments.experiment import (
     from_ms,
 )
 from coral.experiments.journal import Event
-from coral.experiments.scalars import MAX_STEP, Json, merge, plain, shown, untagged
+from coral.experiments.scalars import LAST_MS, MAX_STEP, Json, merge, plain, shown, untagged
 from coral.format.names import check_part_name
 from coral.ids import is_content_ref
-
-_LAST_MS = 253_402_300_799_000  # the end of the year 9999
 
 
 class Fold:
@@ -47,7 +45,7 @@ class Fold:
     def apply(self, event: Event) -> None:
         """Apply one event. Raises ValueError, TypeError, KeyError or AttributeError, having changed nothing."""
         time_ms = event["t"]
-        if not isinstance(time_ms, int) or not 0 <= time_ms <= _LAST_MS:
+        if not isinstance(time_ms, int) or not 0 <= time_ms <= LAST_MS:
             raise ValueError("an event's time is not one of the calendar")
         kind = event["e"]
         if kind == "m":

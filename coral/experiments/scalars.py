@@ -13,6 +13,8 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """A value as the files keep it; NaN and infinities are the strings of :data:`SPECIAL` under :func:`tagged`."""
 
 MAX_STEP = 2**63 - 1
+LAST_MS = 253_402_300_799_000
+"""The end of the year 9999, in milliseconds since 1970; the first time is 0."""
 _MAX_DEPTH = 50
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

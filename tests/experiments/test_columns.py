@@ -97,6 +97,16 @@ def test_the_last_time_is_known_before_the_others() -> None:
         assert series.times == [100, 100, 107]
 
 
+def test_a_clock_may_be_set_back() -> None:
+    """Times that fall are kept, as long as each is one of the calendar."""
+    series = Series.from_json({"values": [1.0, 2.0, 3.0], "times": [100, -60, 7], "steps": [[0, 3, 1]]})
+    assert series.times == [100, 40, 47]
+    outside: list[list[Json]] = [[100, -101, 7], [1, 10**30, -(10**30)]]
+    for times in outside:
+        with pytest.raises(ValueError):
+            Series.from_json({"values": [1.0, 2.0, 3.0], "times": times, "steps": [[0, 3, 1]]})
+
+
 FORGED: list[Json] = [
     None,
     [],
@@ -111,6 +121,7 @@ FORGED: list[Json] = [
     {"values": ["loud"], "times": [1], "steps": [[0, 1, 0]]},
     {"values": [10**400], "times": [1], "steps": [[0, 1, 0]]},
     {"values": [1.0], "times": [True], "steps": [[0, 1, 0]]},
+    {"values": [1.0], "times": [10**30], "steps": [[0, 1, 0]]},
     {"values": [True], "times": [1], "steps": [[0, 1, 0]]},
     {"values": [1.0], "times": [1], "steps": [[0, 1, 0]], "metadata": {"7": {}}},
 ]
