@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -535,64 +534,7 @@ def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, m
     assert packs(Repository(inside)) == before
 
 
-# -- others at work, and kills
-
-
-WRITER = """
-    repo, start, count = Repository(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for turn in range(start, start + count):
-        # Garbage, which lies in the same pack as what is committed, and which others find.
-        repo.stage_weights(weights((turn + 7) % 50), "garbage")
-        repo.unstage("garbage")
-        repo.stage_weights(weights(turn % 50), f"model-{start}")
-        print(turn, repo.commit(f"turn {turn}").commit_hash, flush=True)
-"""
-READER = """
-    import random
-    turns = 0
-    while not os.path.exists(sys.argv[2]):
-        repo = Repository(sys.argv[1])
-        found = [made.commit_hash for made in repo.log("main", max_count=20)]
-        for ref in random.sample(found, min(3, len(found))):
-            for name in repo.parts(ref):
-                read(repo, ref, name)
-            turns += 1
-    print(turns)
-"""
-COLLECTOR = """
-    chunks = 0
-    while not os.path.exists(sys.argv[2]):
-        chunks += Repository(sys.argv[1]).gc(**eval(sys.argv[3])).chunks
-    print(chunks)
-"""
-
-
-@pytest.mark.parametrize("how", ["dict(prune_now=True)", "dict(grace=0.5)"])
-def test_collecting_beside_writers_and_readers(quick: Path, how: str) -> None:
-    """Eight processes commit to one branch, four read, one collects in a loop: no error, and all of it is there."""
-    repo = Repository(quick, init=True)
-    commit(repo, 0)
-    stop = quick / "stop"
-    readers = [child(READER, quick, stop) for _ in range(4)]
-    collector = child(COLLECTOR, quick, stop, how)
-    writers = [child(WRITER, quick, 100 * number, 20) for number in range(8)]
-    told = [line.split() for writer in writers for line in _finish(writer).splitlines()]
-    stop.touch()
-    assert int(_finish(collector)) > 0
-    assert all(int(_finish(reader)) > 0 for reader in readers)
-    fresh = Repository(quick)
-    line = {made.commit_hash: made.message for made in fresh.log()}
-    assert len(told) == 160
-    for turn, made in told:
-        assert line[made] == f"turn {turn}"
-        assert read(fresh, made, f"model-{100 * (int(turn) // 100)}") == raw(weights(int(turn) % 50))
-    check(fresh)
-
-
-def _finish(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output
+# -- kills; beside others at work it is in tests/torture/test_race.py
 
 
 def test_kill_9_at_any_moment(quick: Path) -> None:
