@@ -1,17 +1,21 @@
 """Fuzz: whatever is made of sound input, a reader gives an answer or an error of coral's, soon and in bounded memory.
 
 Inputs are sound ones, changed a little: bytes flipped, cut, doubled, moved and swapped for numbers that hurt; where a
-checksum would stop all of them at the door it is made right again. ``CORAL_TORTURE_FUZZ`` says how many examples each
-reader gets, chosen anew each time; the short form is the same every time.
+checksum would stop all of them at the door it is made right again. Here hypothesis chooses the changes, the same every
+time; ``python -m tests.torture --only fuzz`` has chance choose them, which is faster by far.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import random
 import resource
+import shutil
 import tempfile
 import time
+import traceback
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -45,13 +49,15 @@ from coral.history.commit import CommitObject
 from coral.ids import ContentRef, checksum, single_ref
 from coral.objects import ChunkStore
 from coral.storage.folder import Folder
+from coral.testing.processes import Note
 from coral.verbs.config import Config
 from coral.verbs.merge import Merge
 from coral.verbs.state import decode_state, encode_state
 from tests.repository.helpers import weights
+from tests.torture.hostile import BUG, GROWTH, SECONDS
 
-EXAMPLES = int(os.environ.get("CORAL_TORTURE_FUZZ", "120"))
-SECONDS, GROWTH = 1.0, 200 << 20
+EXAMPLES = 120
+_ALIVE = 500
 
 _NUMBERS = [
     b"0",
@@ -71,17 +77,28 @@ _NUMBERS = [
 _WORDS = [*_NUMBERS, b"[" * 2000, b'{"a":' * 900, b"../", b"%00", b"\n", b"\t", b'"', b"\\ud800", b"\xed\xa0\x80"]
 _BINARY = [bytes(8), b"\xff" * 8, b"\xff" * 4, (1 << 31).to_bytes(4, "little"), (1 << 62).to_bytes(8, "little")]
 _PLACE = st.floats(0, 1, exclude_max=True)
+_SMALL = {"flip": (1, 255), "cut": (1, 40), "double": (1, 200), "end": (0, 0)}
+_PARTS = {"word": _WORDS, "binary": _BINARY}
+Change = tuple[str, float, int | bytes]
 _CHANGE = st.one_of(
-    st.tuples(st.just("flip"), _PLACE, st.integers(1, 255)),
-    st.tuples(st.just("cut"), _PLACE, st.integers(1, 40)),
-    st.tuples(st.just("double"), _PLACE, st.integers(1, 200)),
-    st.tuples(st.just("end"), _PLACE, st.just(0)),
-    st.tuples(st.just("word"), _PLACE, st.sampled_from(_WORDS)),
-    st.tuples(st.just("binary"), _PLACE, st.sampled_from(_BINARY)),
+    *(st.tuples(st.just(kind), _PLACE, st.integers(*bounds)) for kind, bounds in _SMALL.items()),
+    *(st.tuples(st.just(kind), _PLACE, st.sampled_from(parts)) for kind, parts in _PARTS.items()),
 )
+_KINDS = [*_SMALL, *_PARTS]
+MOST_CHANGES = 6
 
 
-def changed(data: bytes, changes: list[tuple[str, float, int | bytes]]) -> bytes:
+def drawn(chance: random.Random) -> list[Change]:
+    """Changes as hypothesis would choose them."""
+    found: list[Change] = []
+    for _ in range(chance.randint(1, MOST_CHANGES)):
+        kind = chance.choice(_KINDS)
+        what = chance.randint(*_SMALL[kind]) if kind in _SMALL else chance.choice(_PARTS[kind])
+        found.append((kind, chance.random(), what))
+    return found
+
+
+def changed(data: bytes, changes: list[Change]) -> bytes:
     """Input after these changes, one after the other."""
     for kind, where, what in changes:
         at = int(where * len(data))
@@ -168,15 +185,17 @@ def _folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def swept() -> Iterator[None]:
-    """What was made in memory is removed."""
-    import shutil
-
-    yield
+def _sweep() -> None:
     if _folder.cache_info().currsize:
         shutil.rmtree(_folder())
         _folder.cache_clear()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> Iterator[None]:
+    """What was made in memory is removed."""
+    yield
+    _sweep()
 
 
 def _packs() -> list[bytes]:
@@ -390,35 +409,72 @@ READERS: dict[str, Reader] = {
 }
 
 
+class Fuzzed:
+    """One reader, and whether it stayed within its bounds.
+
+    Args:
+        kind: one of :data:`READERS`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        make, self._read = READERS[kind]
+        self._sound = make()
+        for data in self._sound:
+            self._attempt(data)
+        self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def survives(self, which: int, changes: list[Change]) -> None:
+        """Read one sound input after these changes: an answer, or an error of coral's, in time."""
+        data = changed(self._sound[which % len(self._sound)], changes)
+        started = time.process_time()
+        self._attempt(data)
+        assert time.process_time() - started < SECONDS
+
+    def _attempt(self, data: bytes) -> None:
+        try:
+            self._read(data)
+        except CoralError as error:
+            assert error.exit_code != BUG
+
+    def grown(self) -> int:
+        """How much more memory was ever used than after the sound inputs."""
+        return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", READERS)
 def test_a_reader_survives(kind: str) -> None:
     """An answer, or an error of coral's, within a second; and no more memory than an honest file would take."""
-    make, read = READERS[kind]
-    sound = make()
-    for data in sound:
-        _attempt(read, data)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fuzzed = Fuzzed(kind)
 
     @settings(
         max_examples=EXAMPLES,
         deadline=None,
-        derandomize="CORAL_TORTURE_FUZZ" not in os.environ,
+        derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.sampled_from(range(len(sound))), st.lists(_CHANGE, min_size=1, max_size=6))
-    def survives(which: int, changes: list[tuple[str, float, int | bytes]]) -> None:
-        started = time.process_time()
-        _attempt(read, changed(sound[which], changes))
-        assert time.process_time() - started < SECONDS
+    @given(st.integers(0, 11), st.lists(_CHANGE, min_size=1, max_size=MOST_CHANGES))
+    def survives(which: int, changes: list[Change]) -> None:
+        fuzzed.survives(which, changes)
 
     survives()
-    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) <= GROWTH
+    assert fuzzed.grown() <= GROWTH
 
 
-def _attempt(read: Callable[[bytes], object], data: bytes) -> None:
-    try:
-        read(data)
-    except CoralError as error:
-        assert error.exit_code != 70
+def fuzz(note: Note, kind: str, examples: int, seed: int) -> list[str]:
+    """The long form: what is wrong with a reader after so many examples, by the first lines of each error."""
+    chance, wrong, fuzzed = random.Random(seed), dict[str, str](), Fuzzed(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number in range(examples):
+            if number % _ALIVE == 0:
+                note(number)
+            which, changes = chance.randrange(12), drawn(chance)
+            try:
+                fuzzed.survives(which, changes)
+            except Exception as error:
+                trace = traceback.format_exc(limit=-4)
+                wrong.setdefault(trace.splitlines()[-2] + repr(error)[:80], f"{which}, {changes}: {trace}")
+    _sweep()
+    return [*wrong.values()] + ([f"{fuzzed.grown() >> 20} MiB more"] if fuzzed.grown() > GROWTH else [])
