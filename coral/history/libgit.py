@@ -366,12 +366,15 @@ class Handle:
 
     def pack(self, oids: Iterable[str]) -> None:
         """Write one pack of these objects, which must be whole, into the repository; not durable yet."""
-        with _translated("a new pack in", str(self.git_dir)):
-            builder = pygit2.PackBuilder(self._repo)
-            builder.set_threads(1)
+        builder = pygit2.PackBuilder(self._repo)
+        builder.set_threads(1)
+        with _translated("the git objects of", str(self.git_dir)):
             for oid in oids:
                 builder.add(pygit2.Oid(hex=oid))
+        try:
             builder.write()
+        except (pygit2.GitError, OSError) as error:  # perhaps without a word, when the disk refuses
+            raise _storage_error(f"a new pack in {self.git_dir}", error) from error
 
 
 class PackedObjects:

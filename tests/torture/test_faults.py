@@ -13,6 +13,7 @@ import pytest
 
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Plan
+from coral.testing.trace import Kind
 from tests.torture.faults import FAULTS, all_plans, refused
 from tests.torture.harness import copy, run_in
 from tests.torture.scenarios import SCENARIOS
@@ -45,7 +46,12 @@ def test_a_refusal_anywhere(warm: Warm, place: Path, template: Path, scenario: s
     assert not list(refused(warm, scenario, template, project, chosen))
 
 
-def test_a_ref_that_the_disk_keeps(warm: Warm, place: Path, template: Path) -> None:
-    """An unlink of libgit2's that is refused, of which libgit2 says nothing, is not taken for a conflict."""
-    plans = [Plan("fail", at, errno.EROFS, kinds=frozenset({"unlink"})) for at in range(20)]
-    assert not list(refused(warm, "branch", template, place / "failing", plans))
+@pytest.mark.parametrize(
+    ("scenario", "kinds", "forever"), [("branch", {"unlink"}, False), ("repack", {"link", "rename"}, True)]
+)
+def test_a_refusal_without_a_word(
+    warm: Warm, place: Path, template: Path, scenario: str, kinds: set[Kind], forever: bool
+) -> None:
+    """Calls of libgit2's of whose refusal it says nothing are not taken for a conflict, nor for damage."""
+    plans = [Plan("fail", at, errno.EROFS, forever, frozenset(kinds)) for at in range(16)]
+    assert not list(refused(warm, scenario, template, place / "failing", plans))
