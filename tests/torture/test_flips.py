@@ -1,11 +1,12 @@
 """Every byte of a small repository flipped: what is read is right, or there is an error; nothing wrong is returned.
 
 Packs alone, byte by byte, are flipped in ``tests/repository/test_damage.py``. Here it is every file below ``.coral``,
-and whatever can be asked. A sample by default; ``CORAL_TORTURE_FLIPS`` says how many of each file, or ``all``.
+and whatever can be asked: some bytes of each file; ``python -m tests.torture --only flips`` flips them all.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -20,10 +21,10 @@ import pytest
 from coral import Repository
 from coral.errors import CoralError
 from coral.experiments import ExperimentTracker
+from coral.testing.processes import Note
 from tests.repository.helpers import raw, weights
 
-_WANTED = os.environ.get("CORAL_TORTURE_FLIPS", "8")
-SAMPLE = 1 << 62 if _WANTED == "all" else int(_WANTED)
+SAMPLE = 8
 Answers = dict[str, object]
 # The user's own to edit, so that no checksum can stand in them.
 SETTINGS = ("config.toml", ".git/config")
@@ -39,8 +40,12 @@ def memory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def sound(memory: Path) -> Path:
+    """What :func:`make` makes."""
+    return make(memory / "project")
+
+
+def make(path: Path) -> Path:
     """A repository with some commits, branches, tags, runs ended and running, and something staged."""
-    path = memory / "project"
     repo = Repository(path, init=True)
     tracker = ExperimentTracker(repo)
     with tracker.start("ended", "why", {"lr": 0.1}, ["tag"], notes="note") as run:
@@ -116,15 +121,24 @@ class Damaged(CoralError):
     """A warning, which tells of damage as an error does."""
 
 
-def places(project: Path) -> list[tuple[str, int]]:
-    """The bytes to flip: file by file below ``.coral``."""
-    chance, found = random.Random(0), []
+Place = tuple[str, int]
+"""A file below the project, and a byte of it."""
+
+
+def places(project: Path) -> Iterator[Place]:
+    """Each byte of each file below ``.coral`` that has a checksum, or should be told of when it flips."""
+    exempt = [project / ".coral" / name for name in SETTINGS]
     for path in sorted((project / ".coral").rglob("*")):
-        if path.is_file():
-            size = path.stat().st_size
-            chosen = range(size) if size <= SAMPLE else sorted(chance.sample(range(size), SAMPLE))
-            found += [(path.relative_to(project).as_posix(), place) for place in chosen]
-    return found
+        if path.is_file() and path not in exempt:
+            yield from ((path.relative_to(project).as_posix(), at) for at in range(path.stat().st_size))
+
+
+def some(found: Iterator[Place]) -> Iterator[Place]:
+    """A few bytes of each file."""
+    chance = random.Random(0)
+    for _, group in itertools.groupby(found, key=lambda place: place[0]):
+        whole = list(group)
+        yield from chance.sample(whole, min(SAMPLE, len(whole)))
 
 
 def wrong(expected: Answers, found: Answers) -> list[str]:
@@ -140,28 +154,53 @@ def wrong(expected: Answers, found: Answers) -> list[str]:
     ]
 
 
-def test_no_flip_changes_an_answer(sound: Path, memory: Path) -> None:
+class Flipped:
+    """A sound repository and a copy of it, in which bytes are flipped one at a time.
+
+    Attributes:
+        count: how many were.
+        noticed: how many of them made some answer an error.
+    """
+
+    def __init__(self, sound: Path) -> None:
+        self._sound, self._copy = sound, sound.with_name("copy")
+        shutil.copytree(sound, self._copy, symlinks=True)
+        self._expected = answers(sound)
+        self.count = self.noticed = 0
+
+    def flip(self, place: Place) -> list[str]:
+        """What is wrong with the answers when this byte is another one."""
+        name, at = place
+        path, data = self._copy / name, (self._sound / name).read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
+        found = answers(self._copy)
+        self.count += 1
+        self.noticed += any(isinstance(value, CoralError) for value in found.values())
+        _restore(self._sound, self._copy)
+        bad = wrong(self._expected, found)
+        return [f"{name}, byte {at}, after {data[max(0, at - 20) : at]!r}: {bad}"] if bad else []
+
+
+def test_no_flip_changes_an_answer(sound: Path) -> None:
     """Whichever byte flips, in packs, indexes, git objects, refs, runs, journals, staging and caches: each answer is
     right, or an error or a warning that says so; or fsck says so."""
-    expected = answers(sound)
-    assert not [name for name, value in expected.items() if isinstance(value, CoralError)], expected
-    copy = memory / "copy"
-    shutil.copytree(sound, copy, symlinks=True)
-    exempt = tuple(f".coral/{name}" for name in SETTINGS)
-    bad, noticed = [], 0
-    for name, place in places(sound):
-        path, data = copy / name, (sound / name).read_bytes()
-        if name in exempt or not data:
-            continue
-        path.chmod(0o644)
-        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
-        found = answers(copy)
-        noticed += any(isinstance(value, CoralError) for value in found.values())
-        if wrong(expected, found):
-            bad.append((name, place, data[max(0, place - 20) : place + 20], wrong(expected, found)))
-        _restore(sound, copy)
-    assert not bad, "\n".join(map(str, bad[:40]))
-    assert noticed > 50
+    assert not [name for name, value in answers(sound).items() if isinstance(value, CoralError)]
+    flipped = Flipped(sound)
+    assert not [one for place in some(places(sound)) for one in flipped.flip(place)]
+    assert flipped.noticed > 50
+
+
+def flip_each(note: Note, folder: Path, seed: int, slices: int) -> tuple[int, list[str]]:
+    """The long form: one byte in so many, of a repository made for it; how many, and what is wrong."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sound = make(folder / "project")
+    flipped, bad = Flipped(sound), list[str]()
+    for place in [one for one in places(sound) if one[1] % slices == seed]:
+        note(place)
+        bad += flipped.flip(place)
+    return flipped.count, bad
 
 
 def _restore(sound: Path, copy: Path) -> None:

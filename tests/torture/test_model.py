@@ -1,8 +1,8 @@
 """A repository and its runs beside plain dictionaries, through any sequence of verbs, with crashes in between.
 
 ``tests/repository/test_model.py`` does so for the shell's verbs, one at a time. Here it is what training does: commits
-beside the caller, runs, and processes that are killed, or drop what they hold, without a word. Steps are
-``CORAL_TORTURE_STEPS``, 200 by default.
+beside the caller, runs, and processes that are killed, or drop what they hold, without a word. Two hundred steps, the
+same every time; ``python -m tests.torture --only machine`` takes others.
 """
 
 from __future__ import annotations
@@ -11,23 +11,33 @@ import os
 import shutil
 import signal
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from coral import Repository
 from coral.errors import AlreadyExistsError, NothingToCommitError
 from coral.experiments import ExperimentTracker
+from coral.testing.processes import Note
 from tests.repository.helpers import raw
 
 T = TypeVar("T")
-STEPS = int(os.environ.get("CORAL_TORTURE_STEPS", "200"))
+STEPS = 200
 A_RUN_OF_STEPS = 40
 FILE = "model.safetensors"
 _PICK = st.integers(0, 99)
@@ -318,12 +328,32 @@ class Training(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-TestTraining = Training.TestCase
-TestTraining.settings = settings(
-    max_examples=max(1, STEPS // A_RUN_OF_STEPS),
+_SETTINGS = settings(
+    max_examples=STEPS // A_RUN_OF_STEPS,
     stateful_step_count=A_RUN_OF_STEPS,
     deadline=None,
-    derandomize="CORAL_TORTURE_STEPS" not in os.environ,
+    derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+TestTraining = Training.TestCase
+TestTraining.settings = _SETTINGS
+
+
+def train(note: Note, seed: int) -> tuple[int, list[str]]:
+    """The long form: as many steps, chosen by chance; how many there were, and what is wrong."""
+    steps = 0
+
+    @hypothesis.seed(seed)
+    class Counted(Training):
+        @invariant()
+        def alive(self) -> None:
+            nonlocal steps
+            steps += bool(self.branches)
+            note(steps)
+
+    try:
+        run_state_machine_as_test(Counted, settings=settings(_SETTINGS, derandomize=False))
+    except Exception as error:
+        return steps, ["".join(traceback.format_exception(error))]
+    return steps, []
