@@ -1,8 +1,8 @@
 """The full form of the torture tests, in slices: ``python -m tests.torture [--minutes N]`` goes on where it stopped.
 
-Each slice has its own seed: so many crash states of one scenario, or so many kills. What is done is kept in a state
-file after each slice; the table is written anew each time. A slice that finds something is kept with its seed, and the
-program ends with status 1.
+Each slice has its own seed: so many crash states of one scenario, so many kills, so many files for one reader, and so
+on (``tests/torture/kinds.py``). What is done is kept in a state file after each slice; the table is written anew each
+time. A slice that finds something is kept with its seed, and the program ends with status 1.
 """
 
 from __future__ import annotations
@@ -10,129 +10,191 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypedDict
 
-from coral.testing.processes import Warm
-from coral.testing.syscalls import Action, Plan
-from tests.torture.harness import ROOT, bad_states, copy, kill_once, recorded, run_in, start
-from tests.torture.scenarios import SCENARIOS, prepare
+from coral.testing.syscalls import compiler
+from tests.torture.harness import ROOT
+from tests.torture.kinds import KINDS, Bench, Slice
 
 RESULTS = ROOT / "benchmarks" / "results"
-FULL = {"crash states": 20_000, "kills": 10_000}
-_SLICE = {"crash states": 250, "kills": 50}
-_ACTIONS: tuple[Action, ...] = ("kill before", "kill half", "kill after")
+Name = tuple[str, str]
+"""A kind, and one of its rows."""
 
-Row = dict[str, int]
+
+class Row(TypedDict):
+    """How far a row is: how many were done, how many were wrong, the seed of the next slice, and how long it took."""
+
+    done: int
+    wrong: int
+    seed: int
+    seconds: float
 
 
 class Progress:
     """What was done so far, in a file.
 
     Args:
-        path: of the file; begun afresh when it is not there, or was of other scenarios.
+        path: of the file; what it says of rows that are no more is dropped.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[str, Row] = {
-            f"{what}: {scenario}": {"done": 0, "wrong": 0, "seed": 0} for what in FULL for scenario in SCENARIOS
+        self._path = path
+        kept = json.loads(path.read_text()) if path.exists() else {"rows": {}, "found": []}
+        self.found: list[str] = kept["found"]
+        self.rows: dict[Name, Row] = {
+            (kind, row): kept["rows"].get(f"{kind}: {row}") or Row(done=0, wrong=0, seed=0, seconds=0.0)
+            for kind in KINDS
+            for row in KINDS[kind].rows
         }
-        self.found: list[str] = []
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["rows"].keys() == self.rows.keys():
-                self.rows, self.found = kept["rows"], kept["found"]
 
-    def next(self) -> str | None:
-        """The row that is furthest from its full count; None when all are there."""
-        left = {name: row["done"] / goal(name) for name, row in self.rows.items() if row["done"] < goal(name)}
-        return min(left, key=left.__getitem__, default=None)
+    def part(self, name: Name) -> float:
+        """How much of a row is done; 1 is all of it."""
+        kind, row = KINDS[name[0]], self.rows[name]
+        return (row["seed"] if kind.is_whole else row["done"]) / kind.share
 
-    def add(self, name: str, done: int, wrong: list[str]) -> None:
+    def next(self, kinds: Collection[str], busy: Collection[Name]) -> Name | None:
+        """The row that is furthest from its full count; None when all are there, or at work."""
+        left = [name for name in self.rows if name[0] in kinds and name not in busy and self.part(name) < 1]
+        return min(left, key=self.part, default=None)
+
+    def add(self, name: Name, found: Slice, seconds: float) -> None:
         """Note a slice."""
-        row = self.rows[name]
+        row, (done, wrong) = self.rows[name], found
+        self.found += [f"{': '.join(name)}, seed {row['seed']}: {one}" for one in wrong]
         row["done"] += done
         row["wrong"] += len(wrong)
-        self.found += [f"{name}, seed {row['seed']}: {one}" for one in wrong]
         row["seed"] += 1
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text(json.dumps({"rows": self.rows, "found": self.found}, indent=1))
-        fresh.replace(self.path)
-
-    def table(self) -> str:
-        """The results, as Markdown."""
-        lines = ["# Torture", ""]
-        lines.append(f"`make torture`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Linux {platform.release()},")
-        lines += [f"Python {platform.python_version()}. Seeds count from 0, one a slice.", ""]
-        lines += ["| what | done | of | slices (seeds) | wrong |", "|---|---:|---:|---:|---:|"]
-        for name, row in self.rows.items():
-            lines.append(f"| {name} | {row['done']:,} | {goal(name):,} | {row['seed']} | {row['wrong']} |")
-        for what in FULL:
-            rows = [row for name, row in self.rows.items() if name.startswith(what)]
-            done, wrong = sum(row["done"] for row in rows), sum(row["wrong"] for row in rows)
-            lines.append(f"| **{what}** | {done:,} | {FULL[what]:,} | {sum(row['seed'] for row in rows)} | {wrong} |")
-        return "\n".join([*lines, "", *(f"- {one.splitlines()[0]}" for one in self.found)]).rstrip() + "\n"
+        row["seconds"] = round(row["seconds"] + seconds, 1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_suffix(".tmp")
+        rows = {": ".join(name): row for name, row in self.rows.items()}
+        fresh.write_text(json.dumps({"rows": rows, "found": self.found}, indent=1))
+        fresh.replace(self._path)
 
 
-def goal(name: str) -> int:
-    """How many of a row are the full form."""
-    return FULL[name.partition(":")[0]] // len(SCENARIOS)
+def table(progress: Progress) -> str:
+    """The results, as Markdown: the kinds, their rows, and what was found."""
+    lines = ["# Torture", ""]
+    lines.append(f"`make torture`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Linux {platform.release()},")
+    lines += [f"Python {platform.python_version()}. Seeds count from 0, one a slice.", ""]
+    lines += ["| what | done | of | slices (seeds) | wrong | minutes |", "|---|---:|---:|---:|---:|---:|"]
+    for kind in KINDS:
+        rows = {name: row for name, row in progress.rows.items() if name[0] == kind}
+        whole = Row(
+            done=sum(row["done"] for row in rows.values()),
+            wrong=sum(row["wrong"] for row in rows.values()),
+            seed=sum(row["seed"] for row in rows.values()),
+            seconds=sum(row["seconds"] for row in rows.values()),
+        )
+        share = KINDS[kind].share
+        lines.append(_line(f"**{kind}**", whole, share * len(rows), kind))
+        lines += [_line(f"{kind}: {name[1]}", row, share, kind) for name, row in rows.items() if len(rows) > 1]
+    return "\n".join([*lines, "", *(f"- {one.splitlines()[0]}" for one in progress.found)]).rstrip() + "\n"
 
 
-def cut_power(warm: Warm, place: Path, scenario: str, seed: int) -> tuple[int, list[str]]:
-    """A slice of crash states; how many, and what was wrong."""
-    project, log = copy(place / "template", place / "recorded"), place / "log"
-    run_in(warm, "record", scenario, project, log)
-    limit = _SLICE["crash states"]
-    found = list(bad_states(project, place / "template", recorded(log), place / "state", limit=limit, seed=seed))
-    wrong = [f"cut {state.cut}, {state.loss} lost: {what[0]}" for state, what in found if what]
-    return len(found), wrong
+def _line(what: str, row: Row, share: int, kind: str) -> str:
+    of = f"all, in {share:,} slices" if KINDS[kind].is_whole else f"{share:,}"
+    return f"| {what} | {row['done']:,} | {of} | {row['seed']:,} | {row['wrong']} | {row['seconds'] / 60:.0f} |"
 
 
-def kill(warm: Warm, place: Path, scenario: str, seed: int) -> tuple[int, list[str]]:
-    """A slice of kills; how many, and what was wrong."""
-    count = run_in(warm, "run_with", scenario, copy(place / "template", place / "all"), Plan("short", -1))
-    assert isinstance(count, int)
-    chance, wrong, killed = random.Random(seed), [], 0
-    for _ in range(_SLICE["kills"]):
-        plan = Plan(chance.choice(_ACTIONS), chance.randrange(count))
-        was_killed, what = kill_once(warm, scenario, place / "template", place / "killed", plan)
-        killed += was_killed
-        wrong += [f"{plan.action} call {plan.at}: {what[0]}"] if what else []
-    return killed, wrong
+class Workers:
+    """Slices at work, as many at once as there are benches; the work itself is done in processes of their own."""
+
+    def __init__(self, benches: list[Bench]) -> None:
+        self._pool = ThreadPoolExecutor(len(benches))
+        self._free: SimpleQueue[Bench] = SimpleQueue()
+        for bench in benches:
+            self._free.put(bench)
+        self._count = len(benches)
+        self._running: dict[Future[tuple[Slice, float]], Name] = {}
+
+    @property
+    def busy(self) -> list[Name]:
+        """The rows at work."""
+        return list(self._running.values())
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no free bench."""
+        return len(self._running) == self._count
+
+    def begin(self, name: Name, seed: int) -> None:
+        """Begin a slice."""
+        self._running[self._pool.submit(self._do, name, seed)] = name
+
+    def ended(self) -> list[tuple[Name, Slice, float]]:
+        """Wait for a slice, and return those that have ended, with the seconds they took."""
+        done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        return [(self._running.pop(one), *one.result()) for one in done]
+
+    def _do(self, name: Name, seed: int) -> tuple[Slice, float]:
+        bench, started = self._free.get(), time.monotonic()
+        try:
+            found = KINDS[name[0]].work(bench, name[1], seed)
+        except Exception:
+            found = 0, [traceback.format_exc(limit=-4)]
+        finally:
+            self._free.put(bench)
+        return found, time.monotonic() - started
+
+
+def options() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no slice after so long")
+    parser.add_argument("--only", default=",".join(KINDS), help=f"some of: {','.join(KINDS)}")
+    parser.add_argument("--jobs", type=int, default=1, help="how many slices at once")
+    parser.add_argument("--state", type=Path, default=RESULTS / "torture.json", help="where to go on from")
+    parser.add_argument("--table", type=Path, default=RESULTS / "torture.md", help="where to write the table")
+    found = parser.parse_args()
+    found.only = found.only.split(",")
+    if unknown := set(found.only) - KINDS.keys():
+        parser.error(f"no such kind: {', '.join(unknown)}")
+    return found
+
+
+def run(wanted: argparse.Namespace, progress: Progress, workers: Workers) -> None:
+    """Run slices until the time is up or all are done."""
+    stop = time.monotonic() + 60 * wanted.minutes
+    while True:
+        while not workers.is_full and time.monotonic() < stop:
+            name = progress.next(wanted.only, workers.busy)
+            if name is None:
+                break
+            workers.begin(name, progress.rows[name]["seed"])
+        if not workers.busy:
+            return
+        for name, found, seconds in workers.ended():
+            progress.add(name, found, seconds)
+            wanted.table.write_text(table(progress))
+            print(f"{': '.join(name)}: {found[0]} done, {len(found[1])} wrong", *found[1], sep="\n  ", flush=True)
 
 
 def main() -> int:
-    """Run slices until the time is up or all are done."""
-    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
-    parser.add_argument("--state", type=Path, default=RESULTS / "torture.json", help="where to go on from")
-    parser.add_argument("--table", type=Path, default=RESULTS / "torture.md", help="where to write the table")
-    options = parser.parse_args()
+    """The exit status: 0 nothing wrong, 1 something was found, 2 something could not be tested here."""
+    wanted = options()
+    if compiler() is None and any(KINDS[kind].is_watched for kind in wanted.only):
+        print("NOT TESTED: no C compiler, or not Linux, so system calls cannot be watched; see --only")
+        return 2
     memory = Path("/dev/shm")
-    stop, progress = time.monotonic() + 60 * options.minutes, Progress(options.state)
+    progress = Progress(wanted.state)
     with tempfile.TemporaryDirectory(prefix="coral-", dir=memory if memory.is_dir() else None) as folder:
-        place = Path(folder).resolve()
-        prepare(place / "template")
-        warm = start(place)
-        if warm is None:
-            print("NOT TESTED: no C compiler, or not Linux, so system calls cannot be watched")
-            return 2
-        with warm:
-            while time.monotonic() < stop and (name := progress.next()) is not None:
-                what, _, scenario = name.partition(": ")
-                job = cut_power if what == "crash states" else kill
-                done, wrong = job(warm, place, scenario, progress.rows[name]["seed"])
-                progress.add(name, done, wrong)
-                options.table.write_text(progress.table())
-                print(f"{name}: {done} done, {len(wrong)} wrong", *wrong, sep="\n  ", flush=True)
-    print(progress.table())
+        benches = [Bench(Path(folder).resolve() / str(number)) for number in range(wanted.jobs)]
+        try:
+            run(wanted, progress, Workers(benches))
+        finally:
+            for bench in benches:
+                bench.close()
+    print(table(progress))
     return 1 if progress.found else 0
 
 

@@ -99,6 +99,18 @@ def hunt(
     return None
 
 
+def cut(
+    note: Note, project: Path, template: Path, log: Path, scratch: Path, limit: int, seed: int
+) -> tuple[int, list[str]]:
+    """Look at the states that a power cut may leave of what was recorded; how many, and what is wrong."""
+    count, wrong = 0, list[str]()
+    for state, what in bad_states(project, template, recorded(log), scratch, limit=limit, seed=seed):
+        count += 1
+        note(count)  # still alive
+        wrong += [f"cut {state.cut}, {state.loss} lost: {what[0]}"] if what else []
+    return count, wrong
+
+
 def nothing(note: Note) -> None:
     """Show that the process is there."""
 

@@ -1,0 +1,156 @@
+"""What the full form consists of: each kind of work, how much of it there is to do, and how a slice of it is done."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from coral.testing.processes import Warm
+from coral.testing.syscalls import Action, Plan
+from tests.torture import faults
+from tests.torture.harness import ROOT, copy, kill_once, run_in, start
+from tests.torture.scenarios import SCENARIOS, prepare
+from tests.torture.test_fuzz import READERS
+from tests.torture.test_race import COLLECTING, WRITERS, race
+
+_ACTIONS: tuple[Action, ...] = ("kill before", "kill half", "kill after")
+_PLAIN = ("tests.torture.test_flips", "tests.torture.test_fuzz", "tests.torture.test_model")
+_LIMIT = 250
+_KILLS = 50
+_EXAMPLES = 25_000
+_COMMITS = 200
+
+Slice = tuple[int, list[str]]
+"""How many were done, and what was wrong."""
+
+
+class Bench:
+    """What the slices that are done one after the other share, each made when it is first wanted.
+
+    Args:
+        place: a folder of its own, in memory where there is one.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        place.mkdir()
+
+    @cached_property
+    def template(self) -> Path:
+        """The repository that every scenario begins with."""
+        prepare(self.place / "template")
+        return self.place / "template"
+
+    @cached_property
+    def watched(self) -> Warm:
+        """A warm process whose system calls are watched."""
+        warm = start(self.place)
+        assert warm is not None
+        return warm
+
+    @cached_property
+    def plain(self) -> Warm:
+        """A warm process that is not watched."""
+        return Warm(None, _PLAIN, folder=ROOT)
+
+    def close(self) -> None:
+        """End the warm processes."""
+        for warm in {"watched", "plain"} & self.__dict__.keys():
+            self.__dict__[warm].close()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of work.
+
+    Attributes:
+        rows: its parts; each has seeds of its own, that count from 0.
+        full: how many of it all rows together shall do; or, where ``is_whole``, in how many slices a row is whole.
+        work: does the slice of a row that a seed stands for.
+        is_whole: whether there is no more to do than all there is.
+        is_watched: whether system calls are watched, which not every machine can.
+    """
+
+    rows: tuple[str, ...]
+    full: int
+    work: Callable[[Bench, str, int], Slice]
+    is_whole: bool = False
+    is_watched: bool = True
+
+    @property
+    def share(self) -> int:
+        """How much of it one row shall do."""
+        return self.full if self.is_whole else -(-self.full // len(self.rows))
+
+
+def crash_states(bench: Bench, scenario: str, seed: int) -> Slice:
+    """What a power cut may leave of a scenario."""
+    project, log = copy(bench.template, bench.place / "recorded"), bench.place / "log"
+    run_in(bench.watched, "record", scenario, project, log)
+    return _slice(run_in(bench.watched, "cut", project, bench.template, log, bench.place / "state", _LIMIT, seed))
+
+
+def kills(bench: Bench, scenario: str, seed: int) -> Slice:
+    """A scenario killed at calls that chance draws."""
+    count = run_in(bench.watched, "run_with", scenario, copy(bench.template, bench.place / "all"), Plan("short", -1))
+    assert isinstance(count, int)
+    chance, wrong, killed = random.Random(seed), list[str](), 0
+    for _ in range(_KILLS):
+        plan = Plan(chance.choice(_ACTIONS), chance.randrange(count))
+        was_killed, what = kill_once(bench.watched, scenario, bench.template, bench.place / "killed", plan)
+        killed += was_killed
+        wrong += [f"{plan.action} call {plan.at}: {what[0]}"] if what else []
+    return killed, wrong
+
+
+def refusals(bench: Bench, scenario: str, seed: int) -> Slice:
+    """Every so manieth of all faults at all calls of a scenario."""
+    project = bench.place / "failing"
+    plans = faults.all_plans(bench.watched, scenario, bench.template, project)[seed :: KINDS["faults"].full]
+    found = faults.refused(bench.watched, scenario, bench.template, project, plans)
+    return len(plans), [f"{plan}: {wrong}" for plan, wrong in found]
+
+
+def flips(bench: Bench, row: str, seed: int) -> Slice:
+    """Every so manieth byte of a repository flipped."""
+    folder = bench.place / "flipped"
+    return _slice(run_in(bench.plain, "tests.torture.test_flips:flip_each", folder, seed, KINDS["flips"].full))
+
+
+def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
+    """A reader of files that chance has changed."""
+    wrong = run_in(bench.plain, "tests.torture.test_fuzz:fuzz", reader, _EXAMPLES, seed)
+    assert isinstance(wrong, list)
+    return _EXAMPLES, wrong
+
+
+def machine(bench: Bench, row: str, seed: int) -> Slice:
+    """Verbs in any order, beside plain dictionaries."""
+    return _slice(run_in(bench.plain, "tests.torture.test_model:train", seed))
+
+
+def races(bench: Bench, how: str, seed: int) -> Slice:
+    """Processes that commit, read and collect at once."""
+    return WRITERS * _COMMITS, race(bench.place / f"race {how} {seed}", how, _COMMITS)
+
+
+def _slice(found: object) -> Slice:
+    assert isinstance(found, tuple)
+    done, wrong = found
+    assert isinstance(done, int) and isinstance(wrong, list)
+    return done, wrong
+
+
+KINDS: dict[str, Kind] = {
+    "states": Kind(tuple(SCENARIOS), 20_000, crash_states),
+    "kills": Kind(tuple(SCENARIOS), 10_000, kills),
+    "faults": Kind(tuple(SCENARIOS), 48, refusals, is_whole=True),
+    "flips": Kind(("a small repository",), 64, flips, is_whole=True, is_watched=False),
+    "fuzz": Kind(tuple(READERS), 5_000_000 * len(READERS), fuzz, is_watched=False),
+    "machine": Kind(("training",), 20_000, machine, is_watched=False),
+    "races": Kind(tuple(COLLECTING), WRITERS * _COMMITS * len(COLLECTING), races, is_watched=False),
+}
+"""By the name that ``--only`` takes."""
