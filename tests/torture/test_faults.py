@@ -18,7 +18,7 @@ from tests.torture.faults import FAULTS, all_plans, refused
 from tests.torture.harness import copy, run_in
 from tests.torture.scenarios import SCENARIOS
 
-SAMPLE = 24
+SAMPLE = 16
 SEED = 1
 
 
