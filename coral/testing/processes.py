@@ -34,12 +34,14 @@ class Ended(NamedTuple):
         result: what it returned; None when it was killed.
         error: the trace of an exception, None when there was none.
         finished: whether it came to its end by itself.
+        signal: what ended it when it did not, such as ``SIGSEGV``.
     """
 
     notes: list[object]
     result: object
     error: str | None
     finished: bool
+    signal: str
 
     @property
     def told(self) -> list[tuple[object, ...]]:
@@ -113,10 +115,11 @@ def _fork(job: str, arguments: tuple[object, ...]) -> Ended:
             said, value = here.recv()
             if said == "note":
                 notes.append(value)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
     here.close()
     finished = said in ("result", "error")
-    return Ended(notes, value if said == "result" else None, value if said == "error" else None, finished)
+    result, error = (value if said == one else None for one in ("result", "error"))
+    return Ended(notes, result, error, finished, signal.Signals(os.WTERMSIG(status)).name)
 
 
 def _do(job: str, arguments: tuple[object, ...], caller: Connection) -> None:

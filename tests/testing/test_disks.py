@@ -54,6 +54,19 @@ def act_and_die(note: Note, root: Path, plan: Plan) -> None:
     act(root)
 
 
+def fall(note: Note) -> None:
+    """Say something, and come to a bad end."""
+    note(1)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_warm_process_says_how_a_job_ended() -> None:
+    """What it said before, whether it came to its end, and what ended it if not: a crash is not taken for a kill."""
+    with Warm(None, [__name__], folder=ROOT) as warm:
+        ended = warm.run(f"{__name__}:fall")
+    assert (ended.notes, ended.finished, ended.signal) == ([1], False, "SIGSEGV")
+
+
 @pytest.mark.skipif(syscalls.compiler() is None, reason="NOT TESTED: no C compiler, or not Linux")
 def test_python_and_the_system_calls_agree(tmp_path: Path) -> None:
     """What the disk in Python records is what the process did."""

@@ -72,7 +72,7 @@ def refused(warm: Warm, scenario: str, template: Path, project: Path, plans: lis
     """What is wrong with a scenario after each of these plans, and with a second attempt on a disk that is well."""
     for plan in plans:
         ended = warm.run(f"{__name__}:fail_and_go_on", scenario, copy(template, project), plan)
-        wrong = ended.result if isinstance(ended.result, list) else [ended.error or "killed"]
+        wrong = ended.result if isinstance(ended.result, list) else [ended.error or ended.signal]
         yield from ((plan, one) for one in wrong)
 
 

@@ -50,7 +50,7 @@ def run_in(warm: Warm, job: str, *arguments: object) -> object:
     """What a function, of this file where no module is named, returns in a fork of the warm process; its errors are the
     caller's."""
     ended = warm.run(job if ":" in job else f"{__name__}:{job}", *arguments)
-    assert ended.finished and ended.error is None, ended.error or "killed"
+    assert ended.finished and ended.error is None, ended.error or f"{ended.signal} after {ended.notes[-1:]}"
     return ended.result
 
 
