@@ -21,7 +21,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypedDict
 
-from coral.testing.syscalls import compiler
 from tests.torture.harness import ROOT
 from tests.torture.kinds import KINDS, Bench, Slice
 
@@ -140,8 +139,8 @@ class Workers:
         bench, started = self._free.get(), time.monotonic()
         try:
             found = KINDS[name[0]].work(bench, name[1], seed)
-        except Exception:
-            found = 0, [traceback.format_exc(limit=-4)]
+        except Exception as error:
+            found = 0, [f"{error!r}\n{traceback.format_exc(limit=-4)}"]
         finally:
             self._free.put(bench)
         return found, time.monotonic() - started
@@ -151,7 +150,8 @@ def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no slice after so long")
-    parser.add_argument("--only", default=",".join(KINDS), help=f"some of: {','.join(KINDS)}")
+    usual = [name for name, kind in KINDS.items() if kind.needs != "atheris"]
+    parser.add_argument("--only", default=",".join(usual), help=f"some of: {','.join(KINDS)}")
     parser.add_argument("--jobs", type=int, default=1, help="how many slices at once")
     parser.add_argument("--state", type=Path, default=RESULTS / "torture.json", help="where to go on from")
     parser.add_argument("--table", type=Path, default=RESULTS / "torture.md", help="where to write the table")
@@ -182,8 +182,9 @@ def run(wanted: argparse.Namespace, progress: Progress, workers: Workers) -> Non
 def main() -> int:
     """The exit status: 0 nothing wrong, 1 something was found, 2 something could not be tested here."""
     wanted = options()
-    if compiler() is None and any(KINDS[kind].is_watched for kind in wanted.only):
-        print("NOT TESTED: no C compiler, or not Linux, so system calls cannot be watched; see --only")
+    missing = [kind for kind in wanted.only if not KINDS[kind].can_run]
+    if missing:
+        print(*(f"NOT TESTED: {kind}, which needs {KINDS[kind].needs}" for kind in missing), "see --only", sep="\n")
         return 2
     memory = Path("/dev/shm")
     progress = Progress(wanted.state)

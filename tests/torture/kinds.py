@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from coral.testing.processes import Warm
-from coral.testing.syscalls import Action, Plan
+from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
 from tests.torture.harness import ROOT, copy, kill_once, run_in, start
 from tests.torture.scenarios import SCENARIOS, prepare
@@ -71,14 +75,21 @@ class Kind:
         full: how many of it all rows together shall do; or, where ``is_whole``, in how many slices a row is whole.
         work: does the slice of a row that a seed stands for.
         is_whole: whether there is no more to do than all there is.
-        is_watched: whether system calls are watched, which not every machine can.
+        needs: what not every machine has: a C compiler, so that system calls are watched, or atheris.
     """
 
     rows: tuple[str, ...]
     full: int
     work: Callable[[Bench, str, int], Slice]
     is_whole: bool = False
-    is_watched: bool = True
+    needs: Literal["", "a C compiler", "atheris"] = ""
+
+    @property
+    def can_run(self) -> bool:
+        """Whether what it needs is here."""
+        if self.needs == "atheris":
+            return importlib.util.find_spec("atheris") is not None
+        return not self.needs or compiler() is not None
 
     @property
     def share(self) -> int:
@@ -127,6 +138,14 @@ def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
     return _EXAMPLES, wrong
 
 
+def guided(bench: Bench, reader: str, seed: int) -> Slice:
+    """A reader of files that are led by the branches it takes."""
+    options = [reader, f"-runs={_EXAMPLES}", f"-seed={seed + 1}", f"-artifact_prefix={bench.place}/"]
+    command = [sys.executable, "-m", "tests.torture.guided", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    return _EXAMPLES, [done.stderr.decode(errors="replace")[-3000:]] if done.returncode else []
+
+
 def machine(bench: Bench, row: str, seed: int) -> Slice:
     """Verbs in any order, beside plain dictionaries."""
     return _slice(run_in(bench.plain, "tests.torture.test_model:train", seed))
@@ -145,12 +164,13 @@ def _slice(found: object) -> Slice:
 
 
 KINDS: dict[str, Kind] = {
-    "states": Kind(tuple(SCENARIOS), 20_000, crash_states),
-    "kills": Kind(tuple(SCENARIOS), 10_000, kills),
-    "faults": Kind(tuple(SCENARIOS), 48, refusals, is_whole=True),
-    "flips": Kind(("a small repository",), 64, flips, is_whole=True, is_watched=False),
-    "fuzz": Kind(tuple(READERS), 5_000_000 * len(READERS), fuzz, is_watched=False),
-    "machine": Kind(("training",), 20_000, machine, is_watched=False),
-    "races": Kind(tuple(COLLECTING), WRITERS * _COMMITS * len(COLLECTING), races, is_watched=False),
+    "states": Kind(tuple(SCENARIOS), 20_000, crash_states, needs="a C compiler"),
+    "kills": Kind(tuple(SCENARIOS), 10_000, kills, needs="a C compiler"),
+    "faults": Kind(tuple(SCENARIOS), 48, refusals, is_whole=True, needs="a C compiler"),
+    "flips": Kind(("a small repository",), 64, flips, is_whole=True),
+    "fuzz": Kind(tuple(READERS), 5_000_000 * len(READERS), fuzz),
+    "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, needs="atheris"),
+    "machine": Kind(("training",), 20_000, machine),
+    "races": Kind(tuple(COLLECTING), WRITERS * _COMMITS * len(COLLECTING), races),
 }
 """By the name that ``--only`` takes."""

@@ -410,29 +410,35 @@ READERS: dict[str, Reader] = {
 
 
 class Fuzzed:
-    """One reader, and whether it stayed within its bounds.
+    """One reader, and whether it stays within its bounds.
 
     Args:
         kind: one of :data:`READERS`.
+
+    Attributes:
+        sound: what it should read well.
     """
 
     def __init__(self, kind: str) -> None:
-        make, self._read = READERS[kind]
-        self._sound = make()
-        for data in self._sound:
+        make, self._reader = READERS[kind]
+        self.sound = make()
+        for data in self.sound:
             self._attempt(data)
         self._before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    def survives(self, which: int, changes: list[Change]) -> None:
-        """Read one sound input after these changes: an answer, or an error of coral's, in time."""
-        data = changed(self._sound[which % len(self._sound)], changes)
+    def read(self, data: bytes) -> None:
+        """Read input: an answer, or an error of coral's, in time."""
         started = time.process_time()
         self._attempt(data)
         assert time.process_time() - started < SECONDS
 
+    def survives(self, which: int, changes: list[Change]) -> None:
+        """Read one sound input after these changes."""
+        self.read(changed(self.sound[which % len(self.sound)], changes))
+
     def _attempt(self, data: bytes) -> None:
         try:
-            self._read(data)
+            self._reader(data)
         except CoralError as error:
             assert error.exit_code != BUG
 
