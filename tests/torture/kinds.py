@@ -171,6 +171,6 @@ KINDS: dict[str, Kind] = {
     "fuzz": Kind(tuple(READERS), 5_000_000 * len(READERS), fuzz),
     "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, needs="atheris"),
     "machine": Kind(("training",), 20_000, machine),
-    "races": Kind(tuple(COLLECTING), WRITERS * _COMMITS * len(COLLECTING), races),
+    "races": Kind(tuple(COLLECTING), 20 * WRITERS * _COMMITS, races),
 }
 """By the name that ``--only`` takes."""

@@ -21,12 +21,12 @@ _MINUTES = 30
 
 _WRITER = """
     repo, start, count = Repository(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for turn in range(start, start + count):
-        # Garbage, which lies in the same pack as what is committed, and which others find.
-        repo.stage_weights(weights((turn + 7) % 50), "garbage")
+    for turn in range(count):
+        # Garbage, which lies in the same pack as what is committed: some that others find soon, some that nobody does.
+        repo.stage_weights(weights(turn + 7 if turn % 2 else start + turn + 500), "garbage")
         repo.unstage("garbage")
-        repo.stage_weights(weights(turn % 50), f"model-{start}")
-        print(turn, repo.commit(f"turn {turn}").commit_hash, flush=True)
+        repo.stage_weights(weights(turn), f"model-{start}")
+        print(start + turn, repo.commit(f"turn {start + turn}").commit_hash, flush=True)
 """
 _READER = """
     import random
@@ -62,9 +62,9 @@ def race(project: Path, how: str, commits: int) -> list[str]:
         told.append([line.split() for line in output.splitlines()])
         wrong += _failed(process, errors)
     stop.touch()
-    for process in (collector, *readers):
-        output, errors = process.communicate(timeout=60)
-        wrong += _failed(process, errors) or ([] if int(output) > 0 else ["one had nothing to do"])
+    for what, process in (("collected", collector), *(("read", reader) for reader in readers)):
+        output, errors = process.communicate(timeout=60 * _MINUTES)
+        wrong += _failed(process, errors) or ([] if int(output) > 0 else [f"nothing was {what}"])
     return wrong + [one for lines in told for one in _missing(project, lines, commits)] + _damage(project)
 
 
@@ -81,7 +81,7 @@ def _missing(project: Path, told: list[list[str]], commits: int) -> list[str]:
     if [one for one in reversed(line) if one in set(own)] != own:
         wrong.append(f"lost, or out of order: {set(own) - set(line)}")
     for turn, made in told:
-        if read(repo, made, f"model-{int(turn) // _APART * _APART}") != raw(weights(int(turn) % 50)):
+        if read(repo, made, f"model-{int(turn) // _APART * _APART}") != raw(weights(int(turn) % _APART)):
             wrong.append(f"the commit {made} does not hold what was committed in turn {turn}")
     return wrong
 
