@@ -1014,7 +1014,7 @@ class Repository:
 
     def _tidy(self) -> None:
         """Keep the number of files small; the commit stands whatever becomes of this."""
-        with contextlib.suppress(CoralError):
+        with contextlib.suppress(CoralError, OSError):
             self.history.consolidate()
             self.store.consolidate()
             self.storage.sweep_temporary()

@@ -27,6 +27,7 @@ from coral.errors import (
     CorruptionError,
     InvalidNameError,
     LockedError,
+    NotFoundError,
     RefNotFoundError,
     RepositoryNotFoundError,
     StorageError,
@@ -170,8 +171,9 @@ class Handle:
 
     def _open(self) -> pygit2.Repository:
         # Told to open a bare repository, libgit2 would take any folder for one.
-        if not (self.git_dir / "HEAD").exists() or not (self.git_dir / "objects").is_dir():
-            raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository")
+        with translate_errors(self.git_dir):
+            if not (self.git_dir / "HEAD").exists() or not (self.git_dir / "objects").is_dir():
+                raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository")
         try:
             repo = pygit2.Repository(str(self.git_dir), _OPEN)
             repo.set_ident(*_REFLOG_IDENTITY)
@@ -220,8 +222,9 @@ class Handle:
     def _refuse_link(self, fan_out: str) -> None:
         if fan_out not in self._durable_folders:
             path = self.git_dir / "objects" / fan_out
-            if path.is_symlink() or path.parent.is_symlink():
-                raise StorageError(f"{path} is reached through a symbolic link", hint="remove it")
+            with translate_errors(path):
+                if path.is_symlink() or path.parent.is_symlink():
+                    raise StorageError(f"{path} is reached through a symbolic link", hint="remove it")
 
     def _keep_existing(self, oid: str) -> bool:
         """Make sure of an object that is there already: readable and durable; drop a damaged loose file."""
@@ -233,7 +236,7 @@ class Handle:
         except CorruptionError:
             self._folder.remove(key)  # a power cut under a git that does not sync leaves such files
             return False
-        with contextlib.suppress(FileNotFoundError), translate_errors(path):  # packed meanwhile, which is as good
+        with contextlib.suppress(NotFoundError), translate_errors(path):  # packed meanwhile, which is as good
             sync_folder(path.parent)
         self._settle_fan_out(oid[:2])
         return True

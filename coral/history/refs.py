@@ -285,8 +285,10 @@ class Refs:
             path = self._folder.path(name)
             way = path.relative_to(self._folder.root)
             for place in (way, *list(way.parents)[:-1]):
-                if (self._folder.root / place).is_symlink():
-                    raise StorageError(f"{self._folder.root / place} is a symbolic link", hint="remove it")
+                found = self._folder.root / place
+                with translate_errors(found):
+                    if found.is_symlink():
+                        raise StorageError(f"{found} is a symbolic link", hint="remove it")
 
     def _all_locks(self) -> list[str]:
         found = list(_SINGLE_LOCKS)
@@ -302,10 +304,11 @@ class Refs:
         for key in keys:
             path = self._folder.path(key)
             while True:
-                try:
-                    age = time.time() - path.lstat().st_mtime
-                except (FileNotFoundError, NotADirectoryError):
-                    break
+                with translate_errors(path):
+                    try:
+                        age = time.time() - path.lstat().st_mtime
+                    except (FileNotFoundError, NotADirectoryError):
+                        break
                 if abs(age) > _STALE_SECONDS:
                     self._folder.remove(key)
                     break
@@ -319,21 +322,20 @@ class Refs:
         root = self._folder.root
         for path in (Path(ref), Path("logs", ref)):
             for folder in list(path.parents)[:-1]:
-                if not (root / folder).is_dir():
-                    self._durable_folders.discard(folder)
-                elif folder not in self._durable_folders:
-                    with translate_errors(root / folder):
+                with translate_errors(root / folder):
+                    if not (root / folder).is_dir():
+                        self._durable_folders.discard(folder)
+                    elif folder not in self._durable_folders:
                         sync_folder((root / folder).parent)
-                    self._durable_folders.add(folder)
+                        self._durable_folders.add(folder)
 
     def _delete(self, ref: str) -> None:
         self._handle.delete_ref(ref)
         # It may have removed folders that became empty, down to the first that stays.
         root = self._folder.root
         for path in (root / ref, root / "logs" / ref):
-            folder = next(folder for folder in path.parents if folder.is_dir())
-            with translate_errors(folder):
-                sync_folder(folder)
+            with translate_errors(path):
+                sync_folder(next(folder for folder in path.parents if folder.is_dir()))
 
 
 def _said(target: RefTarget) -> str:

@@ -338,7 +338,9 @@ class Folder:
     # -- reading
 
     def exists(self, key: str) -> bool:
-        return self.path(key).exists()
+        path = self.path(key)
+        with translate_errors(path):
+            return path.exists()
 
     def read(self, key: str) -> bytes:
         """The bytes of a file. Raises NotFoundError."""
@@ -447,7 +449,7 @@ class Folder:
         """Open a file to append to, created (durably named) when it is missing."""
         path = self.path(key)
         self.make_folder(os.path.dirname(key))
-        fresh = not path.exists()
+        fresh = not self.exists(key)
         file = AppendFile(path)
         if fresh:
             with translate_errors(path):
@@ -569,9 +571,12 @@ class Folder:
     def sweep_temporary(self) -> int:
         """Remove temporary files that killed processes left; returns how many."""
         # Through a link it would remove somebody's files, and so it would by any name.
-        if self._temporary is None or self._temporary.is_symlink() or not self._temporary.is_dir():
+        if self._temporary is None:
             return 0
-        found = (path for path in self._temporary.iterdir() if _UNIQUE.search(path.name))
+        with translate_errors(self._temporary):
+            if self._temporary.is_symlink() or not self._temporary.is_dir():
+                return 0
+            found = [path for path in self._temporary.iterdir() if _UNIQUE.search(path.name)]
         return sum(map(_remove_if_abandoned, found))
 
 

@@ -532,6 +532,15 @@ def abandon(tmp_path: Path, *, kill: bool) -> subprocess.Popen[str]:
     return process
 
 
+def test_what_cannot_be_looked_at_is_a_storage_error(tmp_path: Path) -> None:
+    """A stat that is refused is told as every other refusal is, and never as "it is not there"."""
+    long = "x" * 300
+    with pytest.raises(StorageError, match="too long"):
+        Folder(tmp_path).exists(long)
+    with pytest.raises(StorageError, match="too long"):
+        Folder(tmp_path, temporary=tmp_path / long).sweep_temporary()
+
+
 def test_sweeping_temporary_files(tmp_path: Path) -> None:
     """What a killed process left is removed after a while; what a living one is writing never is."""
     folder = Folder(tmp_path / "root", temporary=tmp_path / "tmp")
