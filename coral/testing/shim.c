@@ -1,9 +1,11 @@
 /* Stands between a process and its C library (LD_PRELOAD): notes each system call that changes something below one
  * folder, has one of them fail, or kills the process at one. So it sees what Python writes and what libgit2 writes.
  *
- * Calls are numbered from 0 in the order in which they are made; while one is under way no other is. Paths must be
- * absolute. A mapping that is shared and writable counts as one write when it is unmapped, which is how libgit2 fills
- * its packs. */
+ * Calls are numbered from 0 in the order in which they are made; while one is under way no other is. Paths with ".."
+ * are not understood. A mapping that is shared and writable counts as one write when it is unmapped, which is how
+ * libgit2 fills its packs. What the C library's own streams write (fprintf) is not seen.
+ *
+ * A program that is started with CORAL_SHIM=<descriptor>:<folder> is watched from its beginning. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,6 +17,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -27,6 +30,7 @@
 enum { CREATE, WRITE, TRUNCATE, SYNC, RENAME, LINK, UNLINK, MKDIR, RMDIR, CHMOD, OPEN, MARK };
 enum { NOTHING, KILL_BEFORE, KILL_HALF, KILL_AFTER, FAIL, SHORT };
 enum { PASS, REFUSE, HALVE, DIE };
+enum { PARTS = 64 };
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static char root[PATH_MAX], unsynced[256];
@@ -42,6 +46,11 @@ void coral_watch(const char *folder, int log_to) {
     log_fd = log_to;
     count = 0;
     action = NOTHING;
+}
+
+__attribute__((constructor)) static void watch_from_the_beginning(void) {
+    const char *where = getenv("CORAL_SHIM"), *folder = where ? strchr(where, ':') : NULL;
+    if (folder) coral_watch(folder + 1, atoi(where));
 }
 
 void coral_plan(int what, long number, int error, int from_then_on, unsigned which) {
@@ -61,18 +70,17 @@ static void note(int kind, const char *path, const char *target, uint64_t offset
     if (log_fd < 0) return;
     uint32_t head[4] = {(uint32_t)kind, (uint32_t)strlen(path), (uint32_t)strlen(target), 0};
     uint64_t numbers[2] = {offset, length};
-    struct iovec all[4] = {{head, sizeof head}, {numbers, sizeof numbers}, {(void *)path, head[1]},
-                           {(void *)target, head[2]}};
-    syscall(SYS_writev, log_fd, all, 4);
-    for (int i = 0; i < parts && length; i++) {
-        size_t size = data[i].iov_len < length ? data[i].iov_len : length;
-        for (size_t done = 0; done < size;) {
-            long wrote = syscall(SYS_write, log_fd, (char *)data[i].iov_base + done, size - done);
-            if (wrote <= 0) die();
-            done += (size_t)wrote;
-        }
-        length -= size;
+    struct iovec all[4 + PARTS] = {{head, sizeof head}, {numbers, sizeof numbers}, {(void *)path, head[1]},
+                                   {(void *)target, head[2]}};
+    long total = (long)(sizeof head + sizeof numbers + head[1] + head[2] + length);
+    int used = 4;
+    for (int i = 0; i < parts && length; i++, used++) {
+        all[used] = data[i];
+        if (all[used].iov_len > length) all[used].iov_len = length;
+        length -= all[used].iov_len;
     }
+    /* In one call: other processes may write to the same log. */
+    if (syscall(SYS_writev, log_fd, all, used) != total) die();
 }
 
 void coral_mark(const char *data, size_t length) {
@@ -85,6 +93,23 @@ void coral_mark(const char *data, size_t length) {
 static int inside(const char *path) {
     return root_length && path && !strncmp(path, root, root_length) && (path[root_length] == '/' || !path[root_length]);
 }
+
+/* The path from the root on of one that may begin at a folder; unchanged while nothing is watched. */
+static const char *absolute(int folder, const char *path, char *out) {
+    char link[64];
+    ssize_t length;
+    if (!root_length || !path || path[0] == '/') return path;
+    if (folder == AT_FDCWD) snprintf(link, sizeof link, "/proc/self/cwd");
+    else snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    if ((length = readlink(link, out, PATH_MAX - 1)) <= 0) return path;
+    while (path[0] == '.' && path[1] == '/') path += 2;
+    snprintf(out + length, (size_t)(PATH_MAX - length), "/%s", path);
+    return out;
+}
+
+#define ABSOLUTE(folder, path) \
+    char path##_buffer[PATH_MAX]; \
+    path = absolute(folder, path, path##_buffer)
 
 static int path_of(int fd, char *path) {
     char link[64];
@@ -140,29 +165,65 @@ static int opening(int (*real)(const char *, int, ...), const char *path, int fl
     mode_t mode = 0; \
     if (flags & O_CREAT) { va_list list; va_start(list, flags); mode = va_arg(list, int); va_end(list); }
 
-int open(const char *path, int flags, ...) { REAL(open); MODE return opening(real, path, flags, mode); }
-int open64(const char *path, int flags, ...) { REAL(open64); MODE return opening(real, path, flags, mode); }
+int open(const char *path, int flags, ...) {
+    REAL(open);
+    MODE
+    ABSOLUTE(AT_FDCWD, path);
+    return opening(real, path, flags, mode);
+}
+int open64(const char *path, int flags, ...) {
+    REAL(open64);
+    MODE
+    ABSOLUTE(AT_FDCWD, path);
+    return opening(real, path, flags, mode);
+}
 int creat(const char *path, mode_t mode) { return open(path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
 int openat(int folder, const char *path, int flags, ...) {
     REAL(openat);
     MODE
+    ABSOLUTE(folder, path);
     return path[0] == '/' ? open(path, flags, mode) : real(folder, path, flags, mode);
 }
 int openat64(int folder, const char *path, int flags, ...) {
     REAL(openat64);
     MODE
+    ABSOLUTE(folder, path);
     return path[0] == '/' ? open64(path, flags, mode) : real(folder, path, flags, mode);
+}
+
+/* C++ opens its files so; what it writes to them goes through write(). */
+static FILE *streaming(FILE *(*real)(const char *, const char *), const char *path, const char *mode) {
+    if (mode[0] == 'r' || !inside(path)) return real(path, mode);
+    int there = faccessat(AT_FDCWD, path, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    int kind = !there ? CREATE : mode[0] == 'w' ? TRUNCATE : OPEN;
+    int verdict = begin(kind);
+    FILE *result = verdict == REFUSE ? NULL : real(path, mode);
+    int saved = errno;
+    if (result && kind != OPEN) note(kind, path, "", 0, NULL, 0, 0);
+    done(verdict);
+    errno = saved;
+    return result;
+}
+FILE *fopen(const char *path, const char *mode) {
+    REAL(fopen);
+    ABSOLUTE(AT_FDCWD, path);
+    return streaming(real, path, mode);
+}
+FILE *fopen64(const char *path, const char *mode) {
+    REAL(fopen64);
+    ABSOLUTE(AT_FDCWD, path);
+    return streaming(real, path, mode);
 }
 
 /* -- data */
 
 static ssize_t writing(int fd, const struct iovec *parts, int number, off_t offset, int positioned) {
     char path[PATH_MAX];
-    struct iovec less[64];
+    struct iovec less[PARTS];
     size_t length = 0, left;
     if (!path_of(fd, path))
         return positioned ? syscall(SYS_pwritev, fd, parts, number, offset, 0) : syscall(SYS_writev, fd, parts, number);
-    int verdict = begin(WRITE), kept = number < 64 ? number : 64;
+    int verdict = begin(WRITE), kept = number < PARTS ? number : PARTS;
     for (int i = 0; i < kept; i++) length += parts[i].iov_len;
     left = verdict == HALVE ? (length + 1) / 2 : length;
     for (int i = 0; i < kept; i++) {
@@ -271,43 +332,56 @@ int fdatasync(int fd) { REAL(fdatasync); return syncing(real, fd); }
 
 int rename(const char *from, const char *to) {
     REAL(rename);
+    ABSOLUTE(AT_FDCWD, from);
+    ABSOLUTE(AT_FDCWD, to);
     if (!inside(from) && !inside(to)) return real(from, to);
     WATCHED(RENAME, real(from, to), note(RENAME, from, to, 0, NULL, 0, 0));
 }
 int renameat(int one, const char *from, int two, const char *to) {
     REAL(renameat);
+    ABSOLUTE(one, from);
+    ABSOLUTE(two, to);
     return from[0] == '/' && to[0] == '/' ? rename(from, to) : real(one, from, two, to);
 }
 int link(const char *from, const char *to) {
     REAL(link);
+    ABSOLUTE(AT_FDCWD, from);
+    ABSOLUTE(AT_FDCWD, to);
     if (!inside(to)) return real(from, to);
     WATCHED(LINK, real(from, to), note(LINK, from, to, 0, NULL, 0, 0));
 }
 int linkat(int one, const char *from, int two, const char *to, int flags) {
     REAL(linkat);
+    ABSOLUTE(one, from);
+    ABSOLUTE(two, to);
     if (from[0] != '/' || !inside(to)) return real(one, from, two, to, flags);
     WATCHED(LINK, real(one, from, two, to, flags), note(LINK, from, to, 0, NULL, 0, 0));
 }
 int unlink(const char *path) {
     REAL(unlink);
+    ABSOLUTE(AT_FDCWD, path);
     if (!inside(path)) return real(path);
     WATCHED(UNLINK, real(path), note(UNLINK, path, "", 0, NULL, 0, 0));
 }
 int unlinkat(int folder, const char *path, int flags) {
     REAL(unlinkat);
+    ABSOLUTE(folder, path);
     return path[0] == '/' && !flags ? unlink(path) : real(folder, path, flags);
 }
 int mkdir(const char *path, mode_t mode) {
     REAL(mkdir);
+    ABSOLUTE(AT_FDCWD, path);
     if (!inside(path)) return real(path, mode);
     WATCHED(MKDIR, real(path, mode), note(MKDIR, path, "", 0, NULL, 0, 0));
 }
 int mkdirat(int folder, const char *path, mode_t mode) {
     REAL(mkdirat);
+    ABSOLUTE(folder, path);
     return path[0] == '/' ? mkdir(path, mode) : real(folder, path, mode);
 }
 int rmdir(const char *path) {
     REAL(rmdir);
+    ABSOLUTE(AT_FDCWD, path);
     if (!inside(path)) return real(path);
     WATCHED(RMDIR, real(path), note(RMDIR, path, "", 0, NULL, 0, 0));
 }

@@ -73,6 +73,16 @@ def watch(folder: Path, *, log: int = -1) -> None:
     _library().coral_watch(os.fsencode(folder.resolve()), log)
 
 
+def environment(library: Path, folder: Path, log: int) -> dict[str, str]:
+    """What to put into the environment of another program, so that it and all it starts are watched as well.
+
+    Args:
+        library: what :func:`build` made.
+        log: a descriptor that the program must inherit.
+    """
+    return {"LD_PRELOAD": str(library), "CORAL_SHIM": f"{log}:{folder.resolve()}"}
+
+
 def arm(plan: Plan) -> None:
     """Carry out a plan from now on, counting from 0."""
     which = mask(plan.kinds)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from coral.errors import StorageError
 from coral.storage import disk
 from coral.storage.folder import Folder
-from coral.testing import syscalls
+from coral.testing import crash, syscalls
 from coral.testing.disks import Failing, Killing, Recording, When
 from coral.testing.processes import Note, Warm
 from coral.testing.syscalls import Plan
@@ -86,6 +88,33 @@ def test_python_and_the_system_calls_agree(tmp_path: Path) -> None:
     recorded = [one for one in recording.operations if one.kind != "chmod"]
     assert [(one.kind, one.offset, one.data) for one in seen] == [(one.kind, one.offset, one.data) for one in recorded]
     assert len(seen) > 30
+
+
+@pytest.mark.skipif(syscalls.compiler() is None, reason="NOT TESTED: no C compiler, or not Linux")
+def test_other_programs_are_watched(tmp_path: Path) -> None:
+    """A program that is started so is seen, and what it starts, whatever folder they are in: replayed, it is the same.
+
+    What git writes through a stream of the C library is not: the message that it would have us edit.
+    """
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["git", "init", "-q", root], check=True)
+    (root / "file").write_bytes(b"one")
+    before = crash.scan(root)
+    with (tmp_path / "log").open("wb", buffering=0) as log:
+        names = {f"GIT_{role}_{what}": "n" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        watched = syscalls.environment(syscalls.build(tmp_path), root, log.fileno())
+        settings = {"HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", **names, **watched}
+        script = "git add . && git commit -qm one && echo two >file && git commit -qam two"
+        subprocess.run(["sh", "-c", script], cwd=root, env=os.environ | settings, pass_fds=[log.fileno()], check=True)
+    replayed = crash.Disk(root, *before)
+    for operation in parse((tmp_path / "log").read_bytes()):
+        replayed.apply(operation)
+    left = replayed.left("nothing", random.Random(0))
+    files, folders = crash.scan(root)
+    assert left.folders == frozenset(folders) and left.files.keys() == files.keys()
+    differ = {name for name, data in files.items() if left.files[name] != data}
+    assert differ == {".git/COMMIT_EDITMSG"} and len(files) > 10
 
 
 def test_a_failing_disk_fails_once_or_from_then_on(tmp_path: Path) -> None:
