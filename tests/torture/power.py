@@ -39,7 +39,7 @@ class Cut(NamedTuple):
 
 
 def work(note: Note, project: Path, sync_seconds: float, seed: int, bug: str | None) -> None:
-    """Commit and log until the disk refuses; after each point, note when it was about to be logged, and when it was."""
+    """Commit and log until the disk refuses; note what was acknowledged, and when that began and ended."""
     if bug is not None:
         plant(bug)
         syscalls.watch(project)
@@ -72,20 +72,21 @@ def _log(repo: Repository, note: Note, steps: range, between: Callable[[], None]
     for step in steps:
         before = time.monotonic()
         run.log("loss", step / 7, step)
-        note(("log", name, step))
-        note((before, time.monotonic()))
+        note((before, time.monotonic(), ("log", name, step)))
         between()
+    before = time.monotonic()
     run.end()
-    note(("safe", name))
-    note(("ended", name))
+    note((before, time.monotonic(), ("safe", name)))
+    note((before, time.monotonic(), ("ended", name)))
 
 
 def _commit(repo: Repository, note: Note, number: int, *, wait: bool) -> None:
+    before = time.monotonic()
     if wait:
         made = commit_one(repo, number)
     else:
         made = repo.save(weights(number), message=f"n={number}", step=number, wait=False).result().commit_hash
-    note(("commit", made, number))
+    note((before, time.monotonic(), ("commit", made, number)))
 
 
 # -- outside
@@ -104,40 +105,41 @@ def cut_once(warm: Warm, kind: FileSystem, template: Path, place: Path, seed: in
     with Mounted(kind, place) as mounted:
         project = copy(template, mounted.root / "project")
         mounted.sync()
-        ended = _run_and_cut(warm, mounted, delay, project, sync_seconds, seed, bug)
-        told = list(ended.told)
+        ended, began = _run_and_cut(warm, mounted, delay, project, sync_seconds, seed, bug)
+        told = _told(ended, began, sync_seconds)
         commits = sum(one[0] == "commit" for one in told)
         points = sum(one[0] == "log" for one in told)
         if ended.error is not None:
             return Cut(commits, points, [ended.error])
         mounted.restart()
         age(project)
-        found = run_in(warm, "check_after", project, _with_safe(told, sync_seconds), True, bug)
+        found = run_in(warm, "check_after", project, told, True, bug)
         assert isinstance(found, list)
     return Cut(commits, points, found)
 
 
-def _run_and_cut(warm: Warm, mounted: Mounted, delay: float, *arguments: object) -> Ended:
+def _run_and_cut(warm: Warm, mounted: Mounted, delay: float, *arguments: object) -> tuple[Ended, float]:
     ended: list[Ended] = []
     job = threading.Thread(target=lambda: ended.append(warm.run(f"{__name__}:work", *arguments)))
     job.start()
     time.sleep(delay)
+    began = time.monotonic()
     mounted.cut()
     job.join()
-    return ended[0]
+    return ended[0], began
 
 
-def _with_safe(told: list[Told], sync_seconds: float) -> list[Told]:
-    """What was told, and which points a power cut may no longer take: those of long enough before the last call.
+def _told(ended: Ended, began: float, sync_seconds: float) -> list[Told]:
+    """What was acknowledged before the cut began, and which points it may no longer take: those of long enough before
+    the last call, since whoever logs that long after a point syncs it before the call returns.
 
-    Whoever logs that long after a point syncs it before the call returns.
+    While XFS is being shut down, an fsync may succeed and do nothing: no power cut is like that.
     """
-    times = [one for one in told if isinstance(one[0], float)]
-    last = max((before for before, _ in times), default=0.0)  # type: ignore[type-var]
+    acknowledged: list[tuple[float, float, Told]] = [one for one in ended.told if one[1] < began]  # type: ignore[operator, misc]
+    last = max((before for before, _, told in acknowledged if told[0] == "log"), default=0.0)
     out: list[Told] = []
-    for one in told:
-        if not isinstance(one[0], float):
-            out.append(one)
-        elif one[1] <= last - sync_seconds:  # type: ignore[operator]
-            out.append(("safe", out[-1][1]))
+    for _, after, told in acknowledged:
+        out.append(told)
+        if told[0] == "log" and after <= last - sync_seconds:
+            out.append(("safe", told[1]))
     return out
