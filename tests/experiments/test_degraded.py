@@ -7,6 +7,8 @@ import fcntl
 import os
 import socket
 import subprocess
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -340,6 +342,32 @@ def test_a_repository_opened_by_two_paths_keeps_its_locks(
         str(repo.coral_dir / "locks" / "runs" / run.experiment_id),
     )
     assert process.communicate(timeout=30)[0] == "True\n"
+
+
+def test_what_is_logged_is_synced_though_nothing_follows(
+    tracker: ExperimentTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes the last seconds' points, however long ago the last call was; an idle run syncs nothing."""
+    monkeypatch.setattr(sink_module, "IDLE_SECONDS", 0.05)
+    run = tracker.start("a")
+    recording = Recording()
+    with disk.use(recording):
+        for step in range(3):
+            run.log("loss", 0.5, step)
+        until = time.monotonic() + 20
+        while not recording.operations or recording.operations[-1].kind != "sync":
+            assert time.monotonic() < until, recording.operations
+            time.sleep(0.01)
+        made = len(recording.operations)
+        time.sleep(0.3)
+        assert [one.kind for one in recording.operations] == ["write"] * 3 + ["sync"] * (made - 3)
+        assert len(recording.operations) <= made + 1
+    run.end()
+    names = [thread.name for thread in threading.enumerate() if "_sync_now_and_then" in thread.name]
+    until = time.monotonic() + 20
+    while any(thread.name in names for thread in threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not [thread for thread in threading.enumerate() if thread.name in names]
 
 
 @pytest.mark.parametrize("owner", ["process", "shell"])
