@@ -3,7 +3,8 @@
 Each scenario tells what was promised to it, as soon as it was: ``("commit", hash, n)`` a commit of the weights number n
 was acknowledged; ``("will", refs)`` the refs are about to be these, ``("refs", refs)`` they are; ``("log", run, step)``
 a point was logged; ``("safe", run)`` a power cut cannot take the points so far; ``("ended", run)`` a run has ended;
-``("manifest", n, text)`` git's filter answered; ``("landed", hash)`` a commit of something else was acknowledged.
+``("manifest", file, text)`` git was given this manifest for this file; ``("landed", hash)`` a commit of something else
+was acknowledged.
 """
 
 from __future__ import annotations
@@ -14,21 +15,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 from coral.experiments import ExperimentTracker
+from coral.format.manifest import Manifest
 from coral.git.pktline import PacketReader, PacketWriter
 from coral.repository import Repository
 from coral.storage import disk
+from coral.storage.folder import Folder
 from coral.testing.disks import Interposed, Unsynced
 from coral.testing.trace import Kind
+from coral.verbs.average import average
 from coral.verbs.filter import GitFilter
+from coral.verbs.merge import merge
 
 Told = tuple[object, ...]
 Tell = Callable[[Told], None]
 MODEL = "model.safetensors"
 POINTS = 60
 _KNOWN: set[str] = set()
-_ATTEMPTED = (100, 101, 200, 300, 400, 500, 600)
+_ATTEMPTED = (100, 101, 200, 300, 400, 500, 600, 700)
 
 
 @functools.cache
@@ -165,8 +171,31 @@ def git_filter(project: Path, tell: Tell) -> None:
     """Files that git's filter takes in."""
     files = GitFilter(project)
     for number in range(500, 503):
-        tell(("manifest", number, files.clean("m.safetensors", _packets(file_of(number)))))
+        tell(("manifest", file_of(number), files.clean("m.safetensors", _packets(file_of(number)))))
         files.finish()
+
+
+def git_merge(project: Path, tell: Tell) -> None:
+    """Versions of a file that git's merge driver averages."""
+    files = GitFilter(project)
+    base, ours, theirs = ({"base": weights(number)["base"]} for number in (800, 801, 802))
+    texts = [files.clean("m.safetensors", _packets(safetensors.numpy.save(one))) for one in (base, ours, theirs)]
+    files.finish()
+    merged = average(files.store, merge(*map(Manifest.from_bytes, texts)))
+    Folder(project / "merging").write("ours", merged.to_bytes())
+    mean = (ours["base"].astype("<f8") / 2 + theirs["base"].astype("<f8") / 2).astype("<f4")
+    tell(("manifest", safetensors.numpy.save({"base": mean}), (project / "merging" / "ours").read_bytes()))
+
+
+def collect(project: Path, tell: Tell) -> None:
+    """Garbage that lies beside what is kept, and is collected; what is found again comes out of the trash."""
+    repo = Repository(project)
+    for number, grace in ((700, 0.0), (701, 0.001), (702, 0.0)):
+        repo.stage_weights(weights(number + 50), "garbage")
+        repo.unstage("garbage")
+        tell(("commit", commit_one(repo, number), number))
+        repo.gc(grace=grace, prune_now=not grace)
+    tell(("commit", commit_one(repo, 751), 751))
 
 
 class _Meanwhile(Interposed):
@@ -199,8 +228,6 @@ def two_writers(project: Path, tell: Tell) -> None:
 
 def file_of(number: int) -> bytes:
     """The weights of a number as a safetensors file."""
-    import safetensors.numpy
-
     return safetensors.numpy.save(weights(number))
 
 
@@ -215,7 +242,8 @@ def _packets(data: bytes) -> PacketReader:
 
 
 SCENARIOS: dict[str, Callable[[Path, Tell], None]] = {
-    one.__name__: one for one in (commit, commit_async, track, branch, checkout, repack, git_filter, two_writers)
+    one.__name__: one
+    for one in (commit, commit_async, track, branch, checkout, repack, collect, git_filter, git_merge, two_writers)
 }
 
 
@@ -249,13 +277,11 @@ def _check(project: Path, told: list[Told], *, power: bool) -> list[str]:
     return wrong + _check_refs(repo, told) + _check_files(project, told) + _check_runs(repo, told, power=power)
 
 
-def _check_manifest(project: Path, number: object, text: object) -> list[str]:
-    from coral.format.manifest import Manifest
-
-    assert isinstance(number, int) and isinstance(text, bytes)
+def _check_manifest(project: Path, file: object, text: object) -> list[str]:
+    assert isinstance(text, bytes)
     pieces: list[bytes] = []
     GitFilter(project).smudge(Manifest.from_bytes(text), lambda piece: pieces.append(bytes(piece)))
-    return [] if b"".join(pieces) == file_of(number) else [f"the file {number} comes back as another"]
+    return [] if b"".join(pieces) == file else ["a file comes back as another"]
 
 
 def _check_refs(repo: Repository, told: list[Told]) -> list[str]:
