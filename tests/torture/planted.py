@@ -19,7 +19,7 @@ from coral.history import libgit, refs
 from coral.history.history import History
 from coral.history.libgit import Handle, RefTarget
 from coral.ids import ChunkId
-from coral.objects import consolidate, writer
+from coral.objects import consolidate, garbage, writer
 from coral.objects.packs import INDEX, PACK, Pack
 from coral.storage import disk
 from coral.storage import folder as folder_module
@@ -140,6 +140,19 @@ def _old_packs_go_first() -> None:
     consolidate.publish_pack = remove_first  # type: ignore[assignment, attr-defined]
 
 
+def _garbage_goes_first() -> None:
+    """A collection removes a pack before what stays of it is elsewhere."""
+    publish = writer.publish_pack
+
+    def remove_first(store: Any, kept: NewFile, entries: dict[ChunkId, Any], **named: Any) -> str:
+        for pack in store.packs.packs:
+            if any(chunk in entries for chunk, _ in pack.index.items()):
+                store.folder.remove(pack.name + INDEX)
+        return publish(store, kept, entries, **named)
+
+    garbage.publish_pack = remove_first  # type: ignore[assignment, attr-defined]
+
+
 def _locks_are_left() -> None:
     """The lock file of a killed process is never swept."""
     refs.Refs._sweep = lambda self, keys: None  # type: ignore[method-assign]
@@ -183,6 +196,7 @@ PLANTED: dict[str, tuple[str, Callable[[], None]]] = {
     "ref overwritten in place": ("commit", _ref_in_place),
     "torn line accepted": ("track", _torn_line_accepted),
     "old packs go first": ("commit", _old_packs_go_first),
+    "garbage goes first": ("collect", _garbage_goes_first),
 }
 """Found by the states that a power cut leaves: the scenario that shows it, and how it is planted."""
 
@@ -191,6 +205,7 @@ PLANTED_FOR_KILLS: dict[str, tuple[str, Callable[[], None]]] = {
     "ref overwritten in place": ("commit", _ref_in_place),
     "lines kept back": ("track", _lines_kept_back),
     "old packs go first": ("commit", _old_packs_go_first),
+    "garbage goes first": ("collect", _garbage_goes_first),
     "locks are left": ("branch", _locks_are_left),
 }
 """Found by kills."""
