@@ -1,7 +1,6 @@
-"""The blobs of the user's git repository: of a tree, of the index, of what is pushed, of all that can be reached.
+"""The objects of the user's git repository: those that are pushed, and all that can be reached.
 
-Ids are as git prints them: 40 digits, or 64 where objects are named by SHA-256. Nothing here reads an object that
-nobody asked for: git lists ids and sizes, and contents are read in their turn from one process.
+Ids are as git prints them: 40 digits, or 64 where objects are named by SHA-256. Nothing here reads a blob.
 """
 
 from __future__ import annotations
@@ -9,22 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from coral.errors import GitCommandError
-from coral.git.command import Conversation, ask, converse, lines, run
+from coral.git.blobs import BLOCK, look_up
+from coral.git.command import ask, converse, lines
 
-T = TypeVar("T")
-LARGEST = 256 << 20
-"""Bytes of the largest blob that is read: a manifest of two million tensors."""
-HEAD_BYTES = 64
-_PIECE = 1 << 16
-# Ids that are told, and the answers, must fit into a pipe of 16 KiB while nobody reads.
-_BLOCK = 128
-_FILES = (b"100644", b"100755")
 _REV_LIST = ("--no-replace-objects", "rev-list", "--objects", "--missing=allow-promisor")
 _NO_COMMITS = ("tree", "blob")
 _OWN_REFS = ("refs/bisect", "refs/worktree", "refs/rewritten")
@@ -50,67 +42,6 @@ class Where(NamedTuple):
     path: str
 
 
-def blobs_at(folder: Path, treeish: str) -> dict[str, str]:
-    """The files of a commit or tree: path to blob id; neither symbolic links nor submodules. Raises GitCommandError."""
-    output = run(folder, ["ls-tree", "-r", "-z", "--full-tree", "--end-of-options", treeish])
-    return dict(_listed(output, place=2))
-
-
-def index_blobs(folder: Path) -> dict[str, str]:
-    """The files of the index: path from the top to blob id; none that is in conflict. Raises GitCommandError."""
-    output = run(folder, ["ls-files", "--stage", "-z", "--full-name", "--", ":/"])
-    return dict(_listed(output, place=1, last=b"0"))
-
-
-def _listed(output: bytes, *, place: int, last: bytes | None = None) -> Iterator[tuple[str, str]]:
-    for entry in output.split(b"\0")[:-1]:
-        head, _, path = entry.partition(b"\t")
-        words = head.split(b" ")
-        if words[0] in _FILES and last in (None, words[-1]):
-            yield os.fsdecode(path), words[place].decode()
-
-
-# -- contents
-
-
-def read_blobs(
-    folder: Path, ids: Iterable[str], *, wanted: Callable[[bytes], bool] | None = None
-) -> Iterator[tuple[str, bytes]]:
-    """Blobs by id, one at a time; what is no blob, is not there, or is larger than any manifest is left out.
-
-    Args:
-        wanted: is given the first 64 bytes of each blob, and says whether to read the rest.
-
-    Raises:
-        GitCommandError: git failed.
-    """
-    return read_found(folder, ((ident, ident) for ident in ids), wanted=wanted)
-
-
-def read_found(
-    folder: Path, found: Iterable[tuple[str, T]], *, wanted: Callable[[bytes], bool] | None = None
-) -> Iterator[tuple[T, bytes]]:
-    """As :func:`read_blobs`, of ids that come with something to tell them by."""
-    rest = iter(found)
-    first = list(islice(rest, _BLOCK))
-    if not first:
-        return
-    with (
-        converse(folder, ["--no-replace-objects", "cat-file", "--batch-check"]) as sizes,
-        converse(folder, ["--no-replace-objects", "cat-file", "--batch"]) as contents,
-    ):
-        block = first
-        while block:
-            answers = _check(sizes, [ident for ident, _ in block])
-            small = [(ident, what) for (ident, what), answer in zip(block, answers, strict=True) if _is_small(answer)]
-            contents.tell(b"".join(f"{ident}\n".encode() for ident, _ in small))
-            for _, what in small:
-                data = _read_one(contents, wanted)
-                if data is not None:
-                    yield what, data
-            block = list(islice(rest, _BLOCK))
-
-
 def existing(folder: Path, names: Iterable[str], *, options: Sequence[str] = ()) -> dict[str, tuple[str, str]]:
     """The objects that names lead to, as id and kind; names that lead to none are left out.
 
@@ -122,42 +53,11 @@ def existing(folder: Path, names: Iterable[str], *, options: Sequence[str] = ())
     """
     rest, found = iter(names), {}
     with converse(folder, [*options, "--no-replace-objects", "cat-file", "--batch-check"]) as talk:
-        while block := list(islice(rest, _BLOCK)):
-            for name, answer in zip(block, _check(talk, block), strict=True):
+        while block := list(islice(rest, BLOCK)):
+            for name, answer in zip(block, look_up(talk, block), strict=True):
                 if len(answer) == 3:
                     found[name] = (answer[0], answer[1])
     return found
-
-
-def _check(talk: Conversation, names: Sequence[str]) -> list[list[str]]:
-    """What git says of each name: id, kind and size; fewer words for one that is missing."""
-    talk.tell(b"".join(f"{name}\n".encode() for name in names))
-    answers = [talk.stdout.readline() for _ in names]
-    if not all(answers):
-        raise talk.failure()
-    return [[] if answer.endswith((b" missing\n", b" ambiguous\n")) else answer.decode().split() for answer in answers]
-
-
-def _is_small(answer: Sequence[str]) -> bool:
-    return len(answer) == 3 and answer[1] == "blob" and int(answer[2]) <= LARGEST
-
-
-def _read_one(talk: Conversation, wanted: Callable[[bytes], bool] | None) -> bytes | None:
-    words = talk.stdout.readline().split()
-    if len(words) != 3:
-        raise talk.failure() if not words else GitCommandError(f"git lost the object {words[0].decode()}")
-    size = int(words[2])
-    head = talk.stdout.read(min(size, HEAD_BYTES))
-    rest = size - len(head)
-    if wanted is None or wanted(head):
-        data = head + talk.stdout.read(rest)
-    else:
-        data = None
-        while rest > 0 and (piece := talk.stdout.read(min(rest, _PIECE))):
-            rest -= len(piece)
-    if talk.stdout.read(1) != b"\n":
-        raise talk.failure()
-    return data
 
 
 # -- what can be reached

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError, GitCommandError, NotFoundError
+from coral.git.blobs import read_found
 from coral.git.command import ask
 from coral.git.enclosing import common_dir, find_git
-from coral.git.objects import reachable_blobs, read_found
+from coral.git.objects import reachable_blobs
 from coral.objects.idset import IdSet
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from coral.errors import FormatError
 from coral.format.manifest import Manifest, is_manifest
+from coral.git.blobs import read_found
 from coral.git.enclosing import find_git
-from coral.git.objects import Where, blobs_since, existing, reachable_blobs, read_found
+from coral.git.objects import Where, blobs_since, existing, reachable_blobs
 from coral.ids import ChunkId, ContentRef
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from coral.errors import ConflictError, NotFoundError
 from coral.format.manifest import is_manifest
 from coral.git import attributes, index
-from coral.git.objects import read_found
+from coral.git.blobs import read_found
 from coral.git.place import Place
 from coral.storage.folder import Folder
 from coral.verbs.install import alone

@@ -26,3 +26,12 @@ def commit(folder: Path, name: str, text: str) -> str:
     git(folder, "add", "--", name)
     git(folder, "commit", "-q", "-m", name)
     return git(folder, "rev-parse", "HEAD")
+
+
+def conflict(work: Path) -> None:
+    """A merge under way: the file ``both`` is in conflict."""
+    git(work, "checkout", "-q", "-b", "side")
+    commit(work, "both", "theirs\n")
+    git(work, "checkout", "-q", "main")
+    commit(work, "both", "ours\n")
+    git(work, "merge", "-q", "side", code=1)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from coral.errors import CorruptionError, GitCommandError, NotFoundError, RefNotFoundError
+from coral.errors import GitCommandError, NotFoundError, RefNotFoundError
 from coral.git import index
-from coral.git.blobs import BlobReader, write_blob
+from coral.git.blobs import write_blob
 from coral.git.command import run, stream
 
 
@@ -67,24 +67,6 @@ def test_an_error_ends_the_process(top: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert run(top, ["for-each-ref"]) == b""
-
-
-def test_many_blobs(top: Path) -> None:
-    """Sizes and bytes of more blobs than a pipe holds questions for; what is missing, or no blob, has no size."""
-    blobs = {write_blob(top, data): data for data in (b"", b"one\n", b"x" * 3000, os.urandom(3 << 20))}
-    tree = run(top, ["mktree"]).decode().strip()
-    with BlobReader(top) as reader:
-        asked = [*blobs, tree, "0" * 40] * 200
-        assert list(reader.sizes(asked)) == [*map(len, blobs.values()), None, None] * 200
-        small = {blob: data for blob, data in blobs.items() if len(data) <= 1024}
-        assert dict(reader.small(asked, limit=1024)) == small
-        for blob, data in blobs.items():
-            pieces = list(reader.pieces(blob))
-            assert b"".join(pieces) == data
-            assert max(map(len, pieces), default=0) <= 1 << 20
-        for other in (tree, "0" * 40):
-            with pytest.raises(CorruptionError):
-                list(reader.pieces(other))
 
 
 def test_the_index(top: Path) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from coral.errors import GitCommandError
-from coral.git import objects
-from coral.git.objects import Where, blobs_at, blobs_since, existing, index_blobs, reachable_blobs, read_blobs
-from tests.git.helpers import blob, commit, git
+from coral.git.blobs import read_found
+from coral.git.objects import Where, blobs_since, existing, reachable_blobs
+from tests.git.helpers import blob, commit, conflict, git
 
 
 def texts(folder: Path) -> dict[str, Where]:
@@ -20,124 +17,13 @@ def texts(folder: Path) -> dict[str, Where]:
     found = list(reachable_blobs(folder))
     places = dict(found)
     assert len(places) == len(found)
-    return {data.decode(): places[ident] for ident, data in read_blobs(folder, places)}
+    return {data.decode(): place for place, data in read_found(folder, found)}
 
 
 def new_commit(folder: Path, name: str, text: str, *parents: str) -> str:
     """A commit of one file that nothing holds."""
     tree = git(folder, "mktree", data=f"100644 blob {blob(folder, text)}\t{name}\n".encode())
     return git(folder, "commit-tree", "-m", name, *(word for parent in parents for word in ("-p", parent)), tree)
-
-
-# -- trees and the index
-
-
-def test_a_tree_is_listed(work: Path) -> None:
-    """Every file of a commit by its path, whatever bytes are in it, from any folder; no link, no submodule."""
-    names = ["a b", 'quo"te', "new\nline", "sub/ä", "tab\t"]
-    for name in names:
-        commit(work, name, f"text of {name}")
-    os.symlink("base", work / "link")
-    (work / "run").write_text("x")
-    (work / "run").chmod(0o755)
-    git(work, "add", "-A")
-    git(work, "update-index", "--add", "--cacheinfo", f"160000,{git(work, 'rev-parse', 'HEAD')},module")
-    git(work, "commit", "-q", "-m", "all kinds")
-    expected = {name: git(work, "rev-parse", f"HEAD:{name}") for name in ["base", "run", *names]}
-    assert blobs_at(work, "HEAD") == blobs_at(work / "sub", "HEAD^{tree}") == expected
-    assert index_blobs(work) == index_blobs(work / "sub") == expected
-    raw = os.fsdecode(b"\xff")
-    commit(work, raw, "no text")
-    assert raw in blobs_at(work, "HEAD")
-    assert raw in index_blobs(work)
-
-
-@pytest.mark.parametrize("treeish", ["nothing", "-r", "--help", "HEAD:base"])
-def test_what_is_no_tree_is_an_error(work: Path, treeish: str) -> None:
-    """A name that leads to no tree raises; none is taken for an option."""
-    with pytest.raises(GitCommandError):
-        blobs_at(work, treeish)
-
-
-def test_the_index_leaves_out_conflicts(work: Path) -> None:
-    """A path in conflict has no one blob, so it is not listed."""
-    conflict(work)
-    assert index_blobs(work).keys() == {"base"}
-
-
-def conflict(work: Path) -> None:
-    """A merge under way: the file ``both`` is in conflict."""
-    git(work, "checkout", "-q", "-b", "side")
-    commit(work, "both", "theirs\n")
-    git(work, "checkout", "-q", "main")
-    commit(work, "both", "ours\n")
-    git(work, "merge", "-q", "side", code=1)
-
-
-# -- contents
-
-
-def test_blobs_are_read_in_order(work: Path) -> None:
-    """Thousands of blobs come one at a time, in the order asked for; what is none, or is not there, is left out."""
-    ids = [blob(work, f"text {number}\n" * (number % 50)) for number in range(400)]
-    absent = "1" * len(ids[0])
-    asked = [git(work, "rev-parse", "HEAD"), absent, *ids, git(work, "rev-parse", "HEAD^{tree}")]
-    found = list(read_blobs(work, asked))
-    assert found == [(ident, f"text {number}\n".encode() * (number % 50)) for number, ident in enumerate(ids)]
-    assert list(read_blobs(work, [])) == []
-
-
-def test_what_is_not_wanted_is_not_kept(work: Path) -> None:
-    """The first bytes of a blob decide whether the rest is read into memory."""
-    ids = [blob(work, "keep" + "k" * 100), blob(work, "drop" + "d" * 200_000), blob(work, ""), blob(work, "keep")]
-    heads: list[bytes] = []
-
-    def wanted(head: bytes) -> bool:
-        heads.append(head)
-        return head.startswith(b"keep")
-
-    assert [data for _, data in read_blobs(work, ids, wanted=wanted)] == [b"keep" + b"k" * 100, b"keep"]
-    assert list(map(len, heads)) == [64, 64, 0, 4]
-
-
-def test_a_large_blob_is_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blob that is larger than any manifest is passed over by its size."""
-    monkeypatch.setattr(objects, "LARGEST", 10)
-    ids = [blob(work, "small"), blob(work, "x" * 11), blob(work, "x" * 10)]
-    assert [data for _, data in read_blobs(work, ids)] == [b"small", b"x" * 10]
-
-
-def test_reading_is_bounded(work: Path) -> None:
-    """Blobs that are refused pass by in pieces: a file of 200 MB takes no memory."""
-    with (work / "large").open("wb") as file:
-        file.truncate(200_000_000)
-    ident = git(work, "hash-object", "-w", "large")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert list(read_blobs(work, [ident], wanted=lambda head: False)) == []
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
-
-
-def test_a_damaged_object_is_an_error(work: Path) -> None:
-    """Where git cannot read an object, nobody is told that all was read."""
-    ident = blob(work, "to be damaged" * 100)
-    path = work / ".git/objects" / ident[:2] / ident[2:]
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(GitCommandError):
-        list(read_blobs(work, [blob(work, "sound"), ident]))
-
-
-def test_stopping_early_leaves_no_process(work: Path) -> None:
-    """Whoever stops asking leaves no git behind, neither running nor waiting to be looked at."""
-    ids = [blob(work, f"text {number}") for number in range(300)]
-    found = read_blobs(work, ids)
-    next(found)
-    found.close()  # type: ignore[attr-defined]
-    listed = subprocess.run(["ps", "-A", "-o", "ppid=,args="], check=True, capture_output=True, text=True).stdout
-    children = [line for line in listed.splitlines() if line.split()[0] == str(os.getpid())]
-    assert not any("git" in line for line in children)
 
 
 def test_names_are_looked_up(work: Path) -> None:
