@@ -66,13 +66,6 @@ def common_dir(path: Path) -> Path | None:
     return Path(os.path.normpath(git_dir / shared)) if shared else git_dir
 
 
-def is_linked(path: Path) -> bool:
-    """Whether a path is in a linked worktree, which ``git worktree remove`` may take away."""
-    found = find_git(path)
-    git_dir = _git_dir(found) if found is not None else None
-    return git_dir is not None and (git_dir / "commondir").is_file()
-
-
 def exclude_file(path: Path) -> Path | None:
     """The file that lists what the repository around a path ignores on this machine alone; it may not exist yet."""
     shared = common_dir(path)

@@ -1,6 +1,6 @@
 """Where git keeps what belongs to the repository around a folder, by git's own answer.
 
-Unlike :mod:`coral.git.enclosing` this is for commands that change something there: what cannot be said is an error.
+Unlike :mod:`coral.git.enclosing` this asks git, and is for commands that change something there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coral.errors import GitCommandError, NotFoundError, UsageError
-from coral.git.command import run
+from coral.git.command import ask, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,12 @@ class Place:
     def owns_hooks(self) -> bool:
         """Whether no other repository uses the same hooks."""
         return any(self.hooks.is_relative_to(own) for own in (self.common, self.top))
+
+
+def top_of(folder: Path) -> Path | None:
+    """The top of the working tree that a folder lies in; None for none."""
+    answer = ask(folder, ["rev-parse", "--show-toplevel"])
+    return Path(answer.removesuffix("\n")) if answer else None
 
 
 def find_place(folder: Path) -> Place:

@@ -36,9 +36,3 @@ def merge_rule(folder: Path, name: str) -> str | None:
     if value and value not in ("unspecified", "unset", "set"):
         return value
     return (ask(folder, ["config", "--get", SETTING], nothing_found=1) or "").strip() or None
-
-
-def top_of(folder: Path) -> Path | None:
-    """The top of the working tree that a folder lies in; None for none."""
-    answer = ask(folder, ["rev-parse", "--show-toplevel"])
-    return Path(answer.removesuffix("\n")) if answer else None

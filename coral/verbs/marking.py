@@ -11,25 +11,21 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError, GitCommandError, NotFoundError
-from coral.git.blobs import read_found
 from coral.git.command import ask
 from coral.git.enclosing import common_dir, find_git
-from coral.git.objects import reachable_blobs
 from coral.objects.idset import IdSet
+from coral.verbs.reachable import STORED, texts_of_git
 
 if TYPE_CHECKING:
     from coral.history import History
     from coral.storage.folder import Folder
 
-_STORED = re.compile(rb"\bb3l?:([0-9a-f]{64})", re.ASCII)
 _COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
-_FIRST_WORDS = b"coral manifest "
-_MARKER = b"<<<"
 _STAGING = "staging/index.json"
 _RUNS = "experiments"
 
@@ -66,7 +62,8 @@ class Marks:
         """
         # First what is on its way to be named elsewhere: a commit moves its ref before it clears the staging area.
         roots = {*self._staged(), *self._runs(), *self._history.named_since(self._since)}
-        for text in self._texts_of_git():
+        check_git(self._project)
+        for _, text in texts_of_git(self._project, seen=self._of_git):
             _add(text, self.may_be_here)
         for blob in self._reachable.blobs(sorted(roots)):
             _add(self._history.read_blob(blob), self.must_be_here)
@@ -103,18 +100,6 @@ class Marks:
             _add(text, self.may_be_here)
             yield from (oid for oid in commits_in(text) if self._history.has(oid))
 
-    def _texts_of_git(self) -> Iterator[bytes]:
-        check_git(self._project)
-        if find_git(self._project) is None:
-            return
-        fresh = ((ident, ident) for ident, _ in reachable_blobs(self._project) if ident not in self._of_git)
-        yield from (text for _, text in read_found(self._project, self._noting(fresh), wanted=_may_name))
-
-    def _noting(self, found: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        for ident, what in found:
-            self._of_git.add(ident)
-            yield ident, what
-
 
 def check_git(project: Path) -> None:
     """Make sure that git will answer for the repository around a project. Raises GitCommandError."""
@@ -149,10 +134,5 @@ def commits_in(text: bytes) -> set[str]:
     return {found.decode() for found in _COMMIT.findall(text)}
 
 
-def _may_name(head: bytes) -> bool:
-    # A conflict about a whole file begins with its marker.
-    return head.startswith((_FIRST_WORDS, _MARKER))
-
-
 def _add(text: bytes, ids: IdSet) -> None:
-    ids.add_joined(bytes.fromhex(b"".join(_STORED.findall(text)).decode()))
+    ids.add_joined(bytes.fromhex(b"".join(STORED.findall(text)).decode()))

@@ -9,39 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from coral.errors import FormatError
 from coral.format.manifest import Manifest, is_manifest
 from coral.git.blobs import read_found
 from coral.git.enclosing import find_git
 from coral.git.objects import Where, blobs_since, existing, reachable_blobs
-from coral.ids import ChunkId, ContentRef
-
-if TYPE_CHECKING:
-    from coral.objects import ChunkStore
+from coral.ids import ContentRef
 
 _MARKER = b"<<<"
 _FIRST_WORDS = b"coral manifest "
-_STORED = re.compile(rb"\bb3l?:[0-9a-f]{64}")
-
-
-def manifests_of_git(project: Path) -> Iterator[tuple[Where, Manifest]]:
-    """Every manifest that the git repository around a project reaches, and one place where it is.
-
-    What looks like one and is malformed is left out, such as a file with conflict markers.
-
-    Raises:
-        GitCommandError: git failed, so that nobody knows what is reached.
-        VersionError: a manifest was written by a newer coral.
-    """
-    return _parsed(texts_of_git(project))
+STORED = re.compile(rb"\bb3l?:([0-9a-f]{64})", re.ASCII)
+"""What a text refers to in the store; the group is the hash in it."""
 
 
 def manifests_since(
     project: Path, tips: Iterable[str], *, known: Iterable[str] = (), remote: str | None = None
 ) -> Iterator[tuple[Where, Manifest]]:
-    """The manifests that these tips reach, see :func:`coral.git.objects.blobs_since`. Raises as the above."""
+    """The manifests that these tips reach, see :func:`coral.git.objects.blobs_since`.
+
+    What looks like one and is malformed is left out, such as a file with conflict markers.
+
+    Raises:
+        GitCommandError: git failed.
+        VersionError: a manifest was written by a newer coral.
+    """
     found = blobs_since(project, tips, known=known, remote=remote)
     return _parsed(read_found(project, found, wanted=_may_hold_refs))
 
@@ -52,36 +44,34 @@ def manifests_of_head(project: Path) -> Iterator[tuple[Where, Manifest]]:
         yield from manifests_since(project, ["HEAD"])
 
 
-def chunks_of_git(project: Path, store: ChunkStore) -> Iterator[ChunkId]:
-    """The ids of all chunks, and chunk lists, that the git repository around a project reaches: what gc must keep.
+def texts_of_git(project: Path, *, seen: set[str] | None = None) -> Iterator[tuple[Where, bytes]]:
+    """The manifests that git reaches, as they are, and one place of each; and what has conflict markers in it.
 
-    The bases of deltas are not among them, see :meth:`ChunkStore.bases_of`; nor is what a chunk list names that the
-    store lacks. What a file with conflict markers names is.
+    Args:
+        seen: ids of blobs that need not be read again; those that are read now are put into it.
 
     Raises:
         GitCommandError: git failed, so that nobody knows what is reached.
-        CorruptionError: a chunk list is damaged, so that nobody knows what it names.
     """
-    seen: set[ContentRef] = set()
-    for _, text in texts_of_git(project):
-        for content in contents_in(text):
-            if content not in seen:
-                seen.add(content)
-                yield from _chunks_of(content, store)
-
-
-def texts_of_git(project: Path) -> Iterator[tuple[Where, bytes]]:
-    """The manifests that git reaches, as they are; and what begins like one, or is one with conflict markers in it."""
     if find_git(project) is None:
         return
-    for where, text in read_found(project, reachable_blobs(project), wanted=_may_hold_refs):
+    for where, text in read_found(project, _fresh(reachable_blobs(project), seen), wanted=_may_hold_refs):
         if is_manifest(text) or _FIRST_WORDS in text:
             yield where, text
 
 
+def _fresh(found: Iterable[tuple[str, Where]], seen: set[str] | None) -> Iterator[tuple[str, Where]]:
+    for blob, where in found:
+        if seen is not None:
+            if blob in seen:
+                continue
+            seen.add(blob)
+        yield blob, where
+
+
 def contents_in(text: bytes) -> list[ContentRef]:
     """What a text refers to in the store, each once: a manifest of any version, or one with conflict markers in it."""
-    return list(dict.fromkeys(ContentRef(found.decode()) for found in _STORED.findall(text)))
+    return list(dict.fromkeys(ContentRef(found[0].decode()) for found in STORED.finditer(text)))
 
 
 def is_conflicted(text: bytes) -> bool:
@@ -101,11 +91,3 @@ def _parsed(texts: Iterable[tuple[Where, bytes]]) -> Iterator[tuple[Where, Manif
                 yield where, Manifest.from_bytes(text)
             except FormatError:
                 continue
-
-
-def _chunks_of(content: ContentRef, store: ChunkStore) -> Iterator[ChunkId]:
-    kind, _, digits = content.partition(":")
-    ident = ChunkId(bytes.fromhex(digits))
-    yield ident
-    if kind == "b3l" and ident in store.packs:
-        yield from store.chunks_in(content)

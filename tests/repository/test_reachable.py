@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from coral import Repository
-from coral.errors import CorruptionError, GitCommandError, VersionError
+from coral.errors import GitCommandError, VersionError
 from coral.format.manifest import Manifest
-from coral.verbs.reachable import chunks_of_git, contents_in, manifests_of_git, manifests_of_head, texts_of_git
+from coral.git.objects import Where
+from coral.ids import ContentRef
+from coral.verbs.reachable import contents_in, manifests_of_head, texts_of_git
 from tests.repository.helpers import git, weights
 from tests.storage.test_folder import run_python
 
@@ -58,35 +60,53 @@ def conflict(repo: Repository) -> tuple[Manifest, Manifest]:
     return ours, theirs
 
 
+def manifests(project: Path) -> dict[Where, Manifest]:
+    """The manifests that git reaches, by a place of each."""
+    return {where: Manifest.from_bytes(text) for where, text in texts_of_git(project)}
+
+
+def named(project: Path) -> set[ContentRef]:
+    """All that manifests of git's refer to."""
+    return {content for _, text in texts_of_git(project) for content in contents_in(text)}
+
+
+def stored(*kept: Manifest) -> set[ContentRef]:
+    """What manifests refer to in the store."""
+    return {record.content for one in kept for record in one.everything if record.content.startswith("b3")}
+
+
 def test_manifests_are_found_by_what_they_say(repo: Repository) -> None:
     """Whatever a file is called: a manifest is found, with a place where it is, and nothing else is."""
     one, two = commit(repo, 1, "deep/er/a b.safetensors"), commit(repo, 2, "no-suffix")
-    (repo.path / "like").write_bytes(b"coral manifest 1\nbut no more\n")
     (repo.path / "noise").write_bytes(bytes(range(256)) * 1000)
-    git(repo.path, "add", "like", "noise")
+    git(repo.path, "add", "noise")
     git(repo.path, "commit", "-q", "-m", "others")
     last = stage(repo, 3)
     head = git(repo.path, "rev-parse", "HEAD").strip()
-    found = dict(manifests_of_git(repo.path))
+    found = manifests(repo.path)
     assert found == {
         (head, "deep/er/a b.safetensors"): one,
         (head, "no-suffix"): two,
         ("index", "model.safetensors"): last,
     }
-    assert list(manifests_of_head(repo.path)) == [(where, part) for where, part in found.items() if where[0] == head]
+    (repo.path / "like").write_bytes(b"coral manifest 1\nbut no more\n")
+    git(repo.path, "add", "like")
+    git(repo.path, "commit", "-q", "-m", "malformed", "--", "like")
+    assert {path: manifest for (_, path), manifest in manifests_of_head(repo.path)} == {
+        "deep/er/a b.safetensors": one,
+        "no-suffix": two,
+    }
 
 
 def test_outside_of_git(tmp_path: Path, repo: Repository) -> None:
     """Where there is no git nothing is reached; where git fails nobody may go on as if nothing were."""
     plain = Repository(tmp_path / "plain", init=True)
-    assert list(manifests_of_git(plain.path)) == list(manifests_of_head(plain.path)) == []
-    assert list(chunks_of_git(plain.path, plain.store)) == []
+    assert not list(texts_of_git(plain.path)) and not list(manifests_of_head(plain.path))
     commit(repo, 1)
     tree = git(repo.path, "rev-parse", "HEAD^{tree}").strip()
     (repo.path / ".git/objects" / tree[:2] / tree[2:]).unlink()
-    for chunks in (manifests_of_git(repo.path), chunks_of_git(repo.path, repo.store)):
-        with pytest.raises(GitCommandError):
-            list(chunks)
+    with pytest.raises(GitCommandError):
+        list(texts_of_git(repo.path))
 
 
 def test_before_the_first_commit(tmp_path: Path) -> None:
@@ -95,11 +115,11 @@ def test_before_the_first_commit(tmp_path: Path) -> None:
     repo = Repository(tmp_path, init=True)
     assert list(manifests_of_head(tmp_path)) == []
     manifest = stage(repo, 1)
-    assert [found for _, found in manifests_of_git(tmp_path)] == [manifest]
+    assert list(manifests(tmp_path).values()) == [manifest]
 
 
-def test_chunks_are_kept_wherever_their_manifest_is(repo: Repository, tmp_path: Path) -> None:
-    """All chunks of commits, stashes, reflogs, linked worktrees and indexes, the lists of large tensors as well."""
+def test_each_place_is_looked_at(repo: Repository, tmp_path: Path) -> None:
+    """Manifests of commits, stashes, reflogs, linked worktrees and indexes; what was seen before is not read again."""
     kept = [commit(repo, 1, rows=100_000)]
     kept.append(commit(repo, 2))
     git(repo.path, "reset", "-q", "--hard", "HEAD~1")
@@ -108,14 +128,12 @@ def test_chunks_are_kept_wherever_their_manifest_is(repo: Repository, tmp_path: 
     linked = tmp_path / "linked"
     git(repo.path, "worktree", "add", "-q", "--detach", str(linked))
     kept.append(stage(Repository(linked), 4))
-    chunks = set(chunks_of_git(repo.path, repo.store))
-    records = [record for manifest in kept for record in manifest.records]
-    lists = {bytes.fromhex(record.content[4:]) for record in records if record.content.startswith("b3l:")}
-    assert len(lists) == 1
-    assert chunks == {chunk for record in records for chunk in repo.store.chunk_ids(record)} | lists
-    repo.store.packs.refresh()
-    everything = {chunk for pack in repo.store.packs.packs for chunk, _ in pack.index.items()}
-    assert chunks == everything
+    assert named(repo.path) == stored(*kept)
+    seen: set[str] = set()
+    assert len(list(texts_of_git(repo.path, seen=seen))) == 4
+    new = stage(repo, 5)
+    assert [text for _, text in texts_of_git(repo.path, seen=seen)] == [new.to_bytes()]
+    assert list(texts_of_git(repo.path, seen=seen)) == []
 
 
 def test_a_conflict_keeps_both_sides(repo: Repository) -> None:
@@ -130,14 +148,11 @@ def test_a_conflict_keeps_both_sides(repo: Repository) -> None:
     git(repo.path, "add", "both")
     git(repo.path, "stash", "-q")
     git(repo.path, "branch", "-q", "-D", "side")
-    wanted = {chunk for part in (ours, theirs) for record in part.records for chunk in repo.store.chunk_ids(record)}
-    assert wanted <= set(chunks_of_git(repo.path, repo.store))
+    assert stored(ours, theirs) <= named(repo.path)
     assert {text, whole} <= {found for _, found in texts_of_git(repo.path)}
-    assert set(contents_in(whole)) == {
-        record.content for part in (ours, theirs) for record in part.records if record.content.startswith("b3")
-    }
-    # Neither is a manifest to anybody who wants one.
-    assert whole not in [found.to_bytes() for _, found in manifests_of_git(repo.path)]
+    assert set(contents_in(whole)) == stored(ours, theirs)
+    # It is no manifest to anybody who wants one.
+    assert text not in [found.to_bytes() for _, found in manifests_of_head(repo.path)]
 
 
 def test_a_newer_manifest_is_not_passed_over(repo: Repository) -> None:
@@ -150,26 +165,8 @@ def test_a_newer_manifest_is_not_passed_over(repo: Repository) -> None:
     git(repo.path, "commit", "-q", "--amend", "-m", "from the future")
     git(repo.path, "reflog", "expire", "--expire=all", "--all")
     with pytest.raises(VersionError):
-        list(manifests_of_git(repo.path))
-    kept = set(chunks_of_git(repo.path, repo.store))
-    assert {chunk for record in manifest.records for chunk in repo.store.chunk_ids(record)} == kept
-
-
-def test_lists_that_are_not_here(repo: Repository, tmp_path: Path) -> None:
-    """A list that was never fetched keeps its own id; one that is damaged hides what to keep, and that is an error."""
-    manifest = commit(repo, 1, rows=100_000)
-    (record,) = (record for record in manifest.records if record.content.startswith("b3l:"))
-    ident = bytes.fromhex(record.content[4:])
-    elsewhere = Repository(tmp_path / "elsewhere", init=True)
-    assert ident in set(chunks_of_git(repo.path, elsewhere.store))
-    pack, entry = repo.store.packs.copies(ident)[0]  # type: ignore[arg-type]
-    path = repo.coral_dir / "packs" / f"{pack.name}.pack"
-    path.chmod(0o644)
-    data = bytearray(path.read_bytes())
-    data[entry.offset + 70] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CorruptionError):
-        list(chunks_of_git(repo.path, Repository(repo.path).store))
+        list(manifests_of_head(repo.path))
+    assert named(repo.path) == stored(manifest)
 
 
 def test_looking_is_light(repo: Repository) -> None:
@@ -178,7 +175,7 @@ def test_looking_is_light(repo: Repository) -> None:
     program = """
 import sys
 from pathlib import Path
-from coral.verbs.reachable import manifests_of_git
-print(len(list(manifests_of_git(Path(sys.argv[1])))), "numpy" in sys.modules)
+from coral.verbs.reachable import texts_of_git
+print(len(list(texts_of_git(Path(sys.argv[1])))), "numpy" in sys.modules)
 """
     assert run_python(program, repo.path) == "1 False\n"

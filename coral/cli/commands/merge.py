@@ -60,7 +60,7 @@ def command(
 
 
 def _top() -> Path:
-    from coral.git.unmerged import top_of
+    from coral.git.place import top_of
 
     top = top_of(Path.cwd())
     if top is None:
