@@ -317,7 +317,7 @@ def stores(size: int) -> list[Store]:
         Git("git, default", size),
         Git("git, core.fsync=all", size, settings=("core.fsync=all",)),
         SaveFile("`save_file` + rename", size),
-        SaveFile("the same, file and folder synced by hand", size, syncs=True),
+        SaveFile("`save_file`, file and folder synced by hand", size, syncs=True),
         TorchSave("`torch.save`", size),
         SQLite("SQLite FULL, rollback journal", size),
         SQLite("SQLite FULL, WAL", size, journal="wal"),
