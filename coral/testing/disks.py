@@ -31,6 +31,8 @@ _KINDS: dict[str, Kind] = {
     "link": "link",
     "unlink": "unlink",
     "mkdir": "mkdir",
+    "rmdir": "rmdir",
+    "utime": "chmod",
 }
 _CALLS = ("open", *_KINDS)
 
