@@ -37,7 +37,7 @@ def act(root: Path) -> None:
         file.patch(1, b"B")
         file.truncate(3)
         file.publish("w")
-    folder.write("e/x", b"")
+    folder.write("e/x", b"three")
     folder.remove("e/x")
     folder.remove_folder("e")
     log = folder.append("log")
