@@ -75,7 +75,7 @@ class Sink:
         threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True).start()
 
     def __del__(self) -> None:
-        self._over.set()
+        # The thread finds out by itself: whom Python's garbage collector calls must not wait for a lock.
         # Not earlier: another thread may be about to write, and a closed descriptor's number is soon another file's.
         if self._file is not None:
             self._file.close()
