@@ -7,11 +7,13 @@ threads, so that it may fork.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
@@ -109,8 +111,8 @@ def _fork(job: str, arguments: tuple[object, ...]) -> Ended:
     with contextlib.suppress(EOFError, OSError):  # killed, perhaps in the middle of a word
         while said not in ("result", "error"):
             if not here.poll(_HANGS_SECONDS):
-                said, value = "error", f"it said nothing for {_HANGS_SECONDS:g} s"
-                os.kill(child, signal.SIGKILL)
+                said, value = "error", f"it said nothing for {_HANGS_SECONDS:g} s after {notes[-1:]}"
+                _end(child)
                 break
             said, value = here.recv()
             if said == "note":
@@ -122,7 +124,15 @@ def _fork(job: str, arguments: tuple[object, ...]) -> Ended:
     return Ended(notes, result, error, finished, signal.Signals(os.WTERMSIG(status)).name)
 
 
+def _end(child: int) -> None:
+    """Have a job that hangs show where each of its threads is, on the standard error, and kill it."""
+    os.kill(child, signal.SIGUSR1)
+    time.sleep(1)
+    os.kill(child, signal.SIGKILL)
+
+
 def _do(job: str, arguments: tuple[object, ...], caller: Connection) -> None:
+    faulthandler.register(signal.SIGUSR1)
     try:
         module, _, name = job.partition(":")
         function = getattr(importlib.import_module(module), name)

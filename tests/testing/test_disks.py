@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from coral.errors import StorageError
 from coral.storage import disk
 from coral.storage.folder import Folder
-from coral.testing import crash, syscalls
+from coral.testing import crash, processes, syscalls
 from coral.testing.disks import Failing, Killing, Recording, When
 from coral.testing.processes import Note, Warm
 from coral.testing.syscalls import Plan
@@ -70,6 +71,20 @@ def test_a_warm_process_says_how_a_job_ended() -> None:
     with Warm(None, [__name__], folder=ROOT) as warm:
         ended = warm.run(f"{__name__}:fall")
     assert (ended.notes, ended.finished, ended.signal) == ([1], False, "SIGSEGV")
+
+
+def hang(note: Note) -> None:
+    """Say something, and then no more."""
+    note(1)
+    time.sleep(1000)
+
+
+def test_a_job_that_hangs_says_where(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is killed, and what it said last and where it was are told."""
+    monkeypatch.setattr(processes, "_HANGS_SECONDS", 0.5)
+    ended = processes._fork(f"{__name__}:hang", ())
+    assert ended.error == "it said nothing for 0.5 s after [1]"
+    assert "in hang" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(syscalls.compiler() is None, reason="NOT TESTED: no C compiler, or not Linux")
