@@ -16,14 +16,8 @@ from coral.git.command import run, stream
 
 
 @pytest.fixture
-def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository, far from the user's."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    for role in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{role}_NAME", "n")
-        monkeypatch.setenv(f"GIT_{role}_EMAIL", "e")
+def top(tmp_path: Path) -> Path:
+    """An empty repository."""
     subprocess.run(["git", "init", "-q", "-b", "main", tmp_path / "top"], check=True)
     return tmp_path / "top"
 
