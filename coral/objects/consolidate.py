@@ -105,7 +105,7 @@ def _merge(store: ChunkStore, packs: list[Pack]) -> int:
 
 def _copy(store: ChunkStore, pack: Pack, merged: NewFile, have: Container[ChunkId]) -> dict[ChunkId, Entry]:
     """Append the records that ``merged`` lacks; none of a pack that turns out to be damaged, and is then marked so."""
-    start = merged.size
+    start = merged.mark()
     entries: dict[ChunkId, Entry] = {}
     scratch = Scratch()
     batch = bytearray()
@@ -119,7 +119,7 @@ def _copy(store: ChunkStore, pack: Pack, merged: NewFile, have: Container[ChunkI
         elif not _is_elsewhere(store, pack, chunk, scratch):
             pack.damaged = True
         if pack.damaged:
-            merged.truncate(start)
+            merged.go_back(start)
             return {}
         if len(batch) >= _WRITE_BYTES:
             merged.write(batch)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from coral.objects.parent import Copy, TensorParent
     from coral.objects.source import TensorSource
     from coral.objects.store import ChunkStore
-    from coral.storage.folder import NewFile
+    from coral.storage.folder import NewFile, Position
 
 T = TypeVar("T")
 _BATCH_BYTES = 4 << 20
@@ -290,19 +290,22 @@ class StoreWriter(TensorHasher):
             StorageError: the disk refused.
             CorruptionError: an encoded chunk did not decode to what it was.
         """
-        size, count = self._pack.size if self._pack else 0, len(self._entries)
+        mark, count = self._pack.mark() if self._pack else None, len(self._entries)
         try:
-            return super().write_tensors(sources, parent=parent, progress=progress)
+            records = super().write_tensors(sources, parent=parent, progress=progress)
+            if self._pack is not None:
+                self._pack.settle()
         except BaseException:
-            self._roll_back(size, count)
+            self._roll_back(mark, count)
             raise
+        return records
 
-    def _roll_back(self, size: int, count: int) -> None:
+    def _roll_back(self, mark: Position | None, count: int) -> None:
         for chunk in list(self._entries)[count:]:
             del self._entries[chunk]
             self._bases.pop(chunk, None)
-        if self._pack is not None and size:
-            self._pack.truncate(size)
+        if self._pack is not None and mark is not None:
+            self._pack.go_back(mark)
         elif self._pack is not None:
             self._pack.discard()
             self._pack = None
@@ -464,7 +467,7 @@ class StoreWriter(TensorHasher):
     def _open_pack(self) -> NewFile:
         with self._lock:
             if self._pack is None:
-                self._pack = self._store.folder.new_file("pack" + PACK)
+                self._pack = self._store.folder.new_file("pack" + PACK, direct=True)
                 self._pack.write(MAGIC)
             return self._pack
 

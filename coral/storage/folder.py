@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
 from coral.storage import disk
@@ -150,6 +150,18 @@ def _read_from(fd: int, start: int) -> bytes:
     return b"".join(pieces)
 
 
+class Position(NamedTuple):
+    """How far a file was written, see :meth:`NewFile.mark`.
+
+    Attributes:
+        size: in bytes.
+        unwritten: the last of them, where the kernel does not have them yet.
+    """
+
+    size: int
+    unwritten: bytes = b""
+
+
 class NewFile:
     """A file being written under a temporary name, invisible until :meth:`publish` renames it into place.
 
@@ -220,12 +232,19 @@ class NewFile:
         with translate_errors(self._path):
             return os.pread(self._fd, stop - start, start)
 
-    def truncate(self, size: int) -> None:
-        """Forget what was written after the first ``size`` bytes."""
+    def settle(self) -> None:
+        """Have the kernel take all that was written. Raises StorageError."""
+
+    def mark(self) -> Position:
+        """Where the file is now; while nobody writes. Raises StorageError when what was written before is not there."""
+        return Position(self.size)
+
+    def go_back(self, mark: Position) -> None:
+        """Forget what was written after a mark; while nobody writes."""
         with translate_errors(self._path):
-            disk.current.ftruncate(self._fd, size)
-        self.size = size
-        self._started = min(self._started, size)
+            disk.current.ftruncate(self._fd, mark.size)
+        self.size = mark.size
+        self._started = min(self._started, mark.size)
 
     def publish(self, key: str, *, mode: int | None = None, modified: float | None = None) -> Path:
         """Make the bytes durable, then give them their name, replacing what had it; returns the path.
@@ -413,17 +432,26 @@ class Folder:
                     break
         return path
 
-    def new_file(self, key: str) -> NewFile:
-        """Start a file that will be published under ``key`` (or another key of this folder)."""
+    def new_file(self, key: str, *, direct: bool = False) -> NewFile:
+        """Start a file that will be published under ``key`` (or another key of this folder).
+
+        Args:
+            direct: it only grows, and may become large: write it past the page cache where there is a way.
+        """
+        made = NewFile
+        if direct and hasattr(os, "O_DIRECT"):
+            from coral.storage.direct import DirectFile  # with numpy, which not everybody wants
+
+            made = DirectFile
         target = self.path(key)
         # A character takes up to four bytes, and a file name has 255.
         unique = f"{target.name[:40]}.{secrets.token_hex(8)}"
         if self._temporary is None:
             self.make_folder(os.path.dirname(key))
             _sweep_beside(target)
-            return NewFile(target.parent / f".{unique}{_BESIDE_SUFFIX}", self)
+            return made(target.parent / f".{unique}{_BESIDE_SUFFIX}", self)
         Folder(self._temporary.parent).make_folder(self._temporary.name)
-        return NewFile(self._temporary / unique, self)
+        return made(self._temporary / unique, self)
 
     def write(self, key: str, data: Buffer, *, mode: int | None = None) -> None:
         """Write a whole file, atomically and durably; ``mode`` is its permissions, None leaves them to the umask."""
@@ -519,7 +547,7 @@ class Folder:
                 sync_folder(folder)
 
     def mark_changed(self, key: str) -> None:
-        """Mark a file as changed just now. Raises NotFoundError."""
+        """Position a file as changed just now. Raises NotFoundError."""
         path = self._inside(key)
         with translate_errors(path):
             disk.current.utime(path)

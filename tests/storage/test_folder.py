@@ -20,7 +20,7 @@ import pytest
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
 from coral.storage import disk
 from coral.storage.disk import Disk
-from coral.storage.folder import Folder
+from coral.storage.folder import Folder, Position
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
 
@@ -241,7 +241,7 @@ def test_a_new_file_is_invisible_until_published(folder: Folder, tmp_path: Path)
     with folder.new_file("x") as file:
         file.write(b"0123456789")
         file.patch(2, b"ab")
-        file.truncate(8)
+        file.go_back(Position(8))
         with pytest.raises(ValueError, match="outside"):
             file.patch(7, b"cd")
         assert folder.read("x") == b"old"

@@ -15,7 +15,7 @@ import pytest
 
 from coral.errors import StorageError
 from coral.storage import disk
-from coral.storage.folder import Folder
+from coral.storage.folder import Folder, Position
 from coral.testing import crash, processes, syscalls
 from coral.testing.disks import Failing, Killing, Recording, When
 from coral.testing.processes import Note, Warm
@@ -36,7 +36,7 @@ def act(root: Path) -> None:
     with folder.new_file("w") as file:
         file.write_at([b"ab", b"cd"])
         file.patch(1, b"B")
-        file.truncate(3)
+        file.go_back(Position(3))
         file.publish("w")
     folder.write("e/x", b"three")
     folder.remove("e/x")

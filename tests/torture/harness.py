@@ -35,6 +35,7 @@ _MODULES = (
     "safetensors.numpy",
     "tests.torture.faults",
     "tests.torture.harness",
+    "tests.torture.pages",
 )
 
 
