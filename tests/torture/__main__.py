@@ -150,7 +150,7 @@ def options() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no slice after so long")
-    usual = [name for name, kind in KINDS.items() if kind.needs != "atheris"]
+    usual = [name for name, kind in KINDS.items() if not kind.is_optional]
     parser.add_argument("--only", default=",".join(usual), help=f"some of: {','.join(KINDS)}")
     parser.add_argument("--jobs", type=int, default=1, help="how many slices at once")
     parser.add_argument("--state", type=Path, default=RESULTS / "torture.json", help="where to go on from")
@@ -182,10 +182,10 @@ def run(wanted: argparse.Namespace, progress: Progress, workers: Workers) -> Non
 def main() -> int:
     """The exit status: 0 nothing wrong, 1 something was found, 2 something could not be tested here."""
     wanted = options()
-    missing = [kind for kind in wanted.only if not KINDS[kind].can_run]
-    if missing:
-        print(*(f"NOT TESTED: {kind}, which needs {KINDS[kind].needs}" for kind in missing), "see --only", sep="\n")
-        return 2
+    missing = {kind: why for kind in wanted.only if (why := KINDS[kind].why_not()) is not None}
+    wanted.only = [kind for kind in wanted.only if kind not in missing]
+    for kind, why in missing.items():
+        print(f"NOT TESTED: {kind}: {why}", flush=True)
     memory = Path("/dev/shm")
     progress = Progress(wanted.state)
     with tempfile.TemporaryDirectory(prefix="coral-", dir=memory if memory.is_dir() else None) as folder:
@@ -196,7 +196,7 @@ def main() -> int:
             for bench in benches:
                 bench.close()
     print(table(progress))
-    return 1 if progress.found else 0
+    return 1 if progress.found else 2 if missing else 0
 
 
 if __name__ == "__main__":

@@ -6,22 +6,25 @@ import importlib.util
 import random
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
+from coral.testing.mounts import FILE_SYSTEMS, why_not
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
 from tests.torture.harness import ROOT, copy, kill_once, run_in, start
+from tests.torture.power import cut_once
 from tests.torture.scenarios import SCENARIOS, prepare
 from tests.torture.test_fuzz import READERS
 from tests.torture.test_race import COLLECTING, WRITERS, race
+from tests.torture.trackers import kill_a_tracker
 
 _ACTIONS: tuple[Action, ...] = ("kill before", "kill half", "kill after")
-_PLAIN = ("tests.torture.test_flips", "tests.torture.test_fuzz", "tests.torture.test_model")
+_PLAIN = ("tests.torture.test_flips", "tests.torture.test_fuzz", "tests.torture.test_model", "tests.torture.trackers")
 _LIMIT = 250
 _KILLS = 50
 _EXAMPLES = 25_000
@@ -75,21 +78,16 @@ class Kind:
         full: how many of it all rows together shall do; or, where ``is_whole``, in how many slices a row is whole.
         work: does the slice of a row that a seed stands for.
         is_whole: whether there is no more to do than all there is.
-        needs: what not every machine has: a C compiler, so that system calls are watched, or atheris.
+        why_not: why it cannot be done on this machine; None where it can.
+        is_optional: whether it is done only when it is asked for.
     """
 
     rows: tuple[str, ...]
     full: int
     work: Callable[[Bench, str, int], Slice]
     is_whole: bool = False
-    needs: Literal["", "a C compiler", "atheris"] = ""
-
-    @property
-    def can_run(self) -> bool:
-        """Whether what it needs is here."""
-        if self.needs == "atheris":
-            return importlib.util.find_spec("atheris") is not None
-        return not self.needs or compiler() is not None
+    why_not: Callable[[], str | None] = lambda: None
+    is_optional: bool = False
 
     @property
     def share(self) -> int:
@@ -146,6 +144,17 @@ def guided(bench: Bench, reader: str, seed: int) -> Slice:
     return _EXAMPLES, [done.stderr.decode(errors="replace")[-3000:]] if done.returncode else []
 
 
+def trackers(bench: Bench, row: str, seed: int) -> Slice:
+    """One of many processes that log is killed."""
+    return 1, kill_a_tracker(bench.plain, bench.template, bench.place / "trackers", seed)
+
+
+def cuts(bench: Bench, kind: str, seed: int) -> Slice:
+    """The power of a file system is cut."""
+    (chosen,) = (one for one in FILE_SYSTEMS if one == kind)
+    return 1, cut_once(bench.watched, chosen, bench.template, bench.place / "cut", seed).wrong
+
+
 def machine(bench: Bench, row: str, seed: int) -> Slice:
     """Verbs in any order, beside plain dictionaries."""
     return _slice(run_in(bench.plain, "tests.torture.test_model:train", seed))
@@ -163,14 +172,31 @@ def _slice(found: object) -> Slice:
     return done, wrong
 
 
+def _no_compiler() -> str | None:
+    return None if compiler() else "there is no C compiler, or this is not Linux, so system calls cannot be watched"
+
+
+def _no_mounts() -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        reasons = [why_not(kind, Path(folder).resolve() / kind) for kind in FILE_SYSTEMS]
+    return _no_compiler() or next(filter(None, reasons), None)
+
+
+def _no_atheris() -> str | None:
+    return None if importlib.util.find_spec("atheris") else "atheris is not installed"
+
+
+_ALL = tuple(SCENARIOS)
 KINDS: dict[str, Kind] = {
-    "states": Kind(tuple(SCENARIOS), 20_000, crash_states, needs="a C compiler"),
-    "kills": Kind(tuple(SCENARIOS), 10_000, kills, needs="a C compiler"),
-    "faults": Kind(tuple(SCENARIOS), 48, refusals, is_whole=True, needs="a C compiler"),
+    "states": Kind(_ALL, 20_000, crash_states, why_not=_no_compiler),
+    "kills": Kind(_ALL, 10_000, kills, why_not=_no_compiler),
+    "faults": Kind(_ALL, 48, refusals, is_whole=True, why_not=_no_compiler),
+    "cuts": Kind(FILE_SYSTEMS, 200 * len(FILE_SYSTEMS), cuts, why_not=_no_mounts),
     "flips": Kind(("a small repository",), 64, flips, is_whole=True),
     "fuzz": Kind(tuple(READERS), 5_000_000 * len(READERS), fuzz),
-    "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, needs="atheris"),
+    "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, why_not=_no_atheris, is_optional=True),
     "machine": Kind(("training",), 20_000, machine),
     "races": Kind(tuple(COLLECTING), 20 * WRITERS * _COMMITS, races),
+    "trackers": Kind(("one of eight",), 100, trackers),
 }
 """By the name that ``--only`` takes."""

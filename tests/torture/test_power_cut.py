@@ -1,11 +1,10 @@
 """On a real file system, whose power is cut while a process trains: what was acknowledged is there.
 
-``CORAL_TORTURE_CUTS`` cuts on each file system, 5 by default. See ``coral.testing.mounts`` for what is cut.
+Run ``python -m tests.torture --only cuts`` for two hundred on each. See ``coral.testing.mounts`` for what is cut.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from coral.testing.processes import Warm
 from tests.torture.power import cut_once
 
 BUGS = ("no fsync of the pack", "no fsync of git's objects")
-CUTS = int(os.environ.get("CORAL_TORTURE_CUTS", "5"))
+CUTS = 5
 
 
 @pytest.fixture(scope="module", params=FILE_SYSTEMS)
