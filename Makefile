@@ -1,6 +1,6 @@
 # make demo   train three models, pick the best, check its weights out
 # make test   lint, types, tests
-# make torture  kills and power cuts by the ten thousand, for hours; stop it with Ctrl-C, it goes on where it was
+# make torture  kills, power cuts, refusals, flips, fuzz and races by the ten thousand, for hours; Ctrl-C stops it
 # make clean  remove what the two made
 #
 # Both make .venv first, from any Python >= 3.11, with the versions of constraints.txt.
@@ -28,7 +28,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2
 
 torture: $(STAMP)
-	@echo "== kills and power cuts (hours; Ctrl-C stops, and the next call goes on; TORTURE='--minutes 10')"
+	@echo "== torture (hours; Ctrl-C stops, and the next call goes on; TORTURE='--only kills,fuzz --minutes 10')"
 	@$(BIN)/python -m tests.torture $(TORTURE)
 
 clean:
