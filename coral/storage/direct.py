@@ -72,7 +72,9 @@ class DirectFile(NewFile):
     def _empty_page(self) -> _Page:
         if len(self._writing) < _BUFFERS:
             return np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8)
-        return self._writing.popleft().result()
+        page = self._writing[0].result()
+        self._writing.popleft()  # not earlier: whoever is interrupted while waiting must still know of it
+        return page
 
     def _write_page(self, page: _Page, offset: int) -> _Page:
         try:
