@@ -97,13 +97,15 @@ def modelled(store: Store, warm: Warm, library: Path, place: Path, checkpoints: 
 # -- real
 
 
-def keep_on(note: Note, store: Store, folder: Path) -> None:
-    """Keep checkpoints until the disk refuses."""
+def keep_on(note: Note, store: Store, folder: Path, ready: Path) -> None:
+    """Keep checkpoints until the disk refuses; ``ready`` is made after the first."""
     warnings.simplefilter("error", RuntimeWarning)  # how a run of coral's says that it does
     keep = store.open(folder)
     for number in count(1):
         keep(number)
         note((number, time.monotonic()))
+        if number == 1:
+            ready.touch()
         if store.of_points:
             time.sleep(0.002)
 
@@ -112,11 +114,13 @@ def cut_once(store: Store, warm: Warm, kind: FileSystem, place: Path, delay: flo
     """Cut the power once; the verdict, and how much was acknowledged."""
     ended: list[Ended] = []
     with Mounted(kind, place) as mounted:
-        folder = mounted.root / "store"
+        folder, ready = mounted.root / "store", mounted.beside / "ready"
         checked(warm.run(f"{JOBS}:begin", store, folder))
         mounted.sync()
-        job = threading.Thread(target=lambda: ended.append(warm.run(f"{JOBS}:keep_on", store, folder)))
+        job = threading.Thread(target=lambda: ended.append(warm.run(f"{JOBS}:keep_on", store, folder, ready)))
         job.start()
+        while job.is_alive() and not ready.exists():
+            time.sleep(0.001)
         time.sleep(delay)
         began = time.monotonic()
         mounted.cut()

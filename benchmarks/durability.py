@@ -5,7 +5,8 @@
 * Modelled: what each store writes is recorded at the system calls, and each state that a power cut may leave is read
   again: every moment, with what was not synced kept, lost, torn or mixed (``coral.testing.crash`` says what a disk
   may do). Checkpoints of 20 kB; the first is safe from the beginning.
-* Real (root only): each store keeps checkpoints on a loop-mounted ext4 and XFS, which is shut down after 0.2 to 2 s.
+* Real (root only): each store keeps checkpoints on a loop-mounted ext4 and XFS, which is shut down
+  0.2 to 2 s after the first.
 * Time: one more checkpoint of 64 MB, all weights new, in a folder of this machine's disk; and the durability tax: a
   commit of 1 GB beside the same with no fsync and no early write-back, turn by turn.
 

@@ -36,6 +36,10 @@ class Mounted:
         place: a folder that is not there yet; it takes the file and the mount point.
         size: bytes of the file system.
 
+    Attributes:
+        root: where it is mounted.
+        beside: a folder that is not on it, and goes when it goes.
+
     Raises:
         StorageError: this machine, or this user, cannot.
     """
@@ -43,9 +47,10 @@ class Mounted:
     def __init__(self, kind: FileSystem, place: Path, *, size: int = _BYTES) -> None:
         self.kind = kind
         self.root = place / "mounted"
+        self.beside = place / "beside"
         self._place, self._image = place, place / "image"
         self._is_mounted = False
-        place.mkdir(parents=True)
+        self.beside.mkdir(parents=True)
         try:
             with self._image.open("wb") as image:
                 image.truncate(size)

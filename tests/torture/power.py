@@ -38,8 +38,12 @@ class Cut(NamedTuple):
 # -- in a fork of the warm process
 
 
-def work(note: Note, project: Path, sync_seconds: float, seed: int, bug: str | None) -> None:
-    """Commit and log until the disk refuses; note what was acknowledged, and when that began and ended."""
+def work(note: Note, project: Path, ready: Path, sync_seconds: float, seed: int, bug: str | None) -> None:
+    """Commit and log until the disk refuses; note what was acknowledged, and when that began and ended.
+
+    Args:
+        ready: made when the first was.
+    """
     if bug is not None:
         plant(bug)
         syscalls.watch(project)
@@ -48,14 +52,17 @@ def work(note: Note, project: Path, sync_seconds: float, seed: int, bug: str | N
     with contextlib.suppress(CoralError, RuntimeWarning):
         repo = Repository(project)
         if sync_seconds == SHORT_SYNC:
+            _commit(repo, note, _FIRST, wait=True)
+            ready.touch()
             _train(repo, note, random.Random(seed))
         else:
+            ready.touch()
             _log(repo, note, range(1 << 30), lambda: time.sleep(0.005))
 
 
 def _train(repo: Repository, note: Note, chance: random.Random) -> None:
     """A run that ends, with commits in between, and more commits after it; some of them beside the caller."""
-    numbers = count(_FIRST)
+    numbers = count(_FIRST + 1)
 
     def save() -> None:
         if chance.random() < 0.3:
@@ -105,7 +112,7 @@ def cut_once(warm: Warm, kind: FileSystem, template: Path, place: Path, seed: in
     with Mounted(kind, place) as mounted:
         project = copy(template, mounted.root / "project")
         mounted.sync()
-        ended, began = _run_and_cut(warm, mounted, delay, project, sync_seconds, seed, bug)
+        ended, began = _run_and_cut(warm, mounted, delay, project, mounted.beside / "ready", sync_seconds, seed, bug)
         told = _told(ended, began, sync_seconds)
         commits = sum(one[0] == "commit" for one in told)
         points = sum(one[0] == "log" for one in told)
@@ -118,10 +125,14 @@ def cut_once(warm: Warm, kind: FileSystem, template: Path, place: Path, seed: in
     return Cut(commits, points, found)
 
 
-def _run_and_cut(warm: Warm, mounted: Mounted, delay: float, *arguments: object) -> tuple[Ended, float]:
+def _run_and_cut(
+    warm: Warm, mounted: Mounted, delay: float, project: Path, ready: Path, *arguments: object
+) -> tuple[Ended, float]:
     ended: list[Ended] = []
-    job = threading.Thread(target=lambda: ended.append(warm.run(f"{__name__}:work", *arguments)))
+    job = threading.Thread(target=lambda: ended.append(warm.run(f"{__name__}:work", project, ready, *arguments)))
     job.start()
+    while job.is_alive() and not ready.exists():
+        time.sleep(0.001)
     time.sleep(delay)
     began = time.monotonic()
     mounted.cut()
