@@ -8,7 +8,7 @@
 * Real (root only): each store keeps checkpoints on a loop-mounted ext4 and XFS, which is shut down
   0.2 to 2 s after the first.
 * Time: one more checkpoint of 64 MB, all weights new, in a folder of this machine's disk; and the durability tax: a
-  commit of 1 GB beside the same with no fsync and no early write-back, turn by turn.
+  commit of 1 GB beside the same with no fsync, and beside one that only fills the page cache, turn by turn.
 
 A state counts once: *unreadable* when nothing can be read, else *corrupted* when something that was acknowledged comes
 back damaged, else *lost* when it is gone. Doubts favour the others: nothing else writes to the disk, git's index and
@@ -19,6 +19,7 @@ replaced again and again only the newest must be there.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import random
@@ -26,7 +27,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -44,6 +45,7 @@ from coral.testing import syscalls
 from coral.testing.disks import Unsynced
 from coral.testing.mounts import FILE_SYSTEMS, FileSystem, why_not
 from coral.testing.processes import Note, Warm
+from coral.testing.trace import Kind
 
 ROOT = Path(__file__).parents[1]
 HERE = "benchmarks.durability"
@@ -53,8 +55,23 @@ CHECKPOINT_BYTES = 20_000
 # -- time
 
 
+COMMITS = ("synced", "not synced", "page cache")
+
+
 class Careless(Unsynced):
-    """A disk on which nothing is synced, and nothing is written out early."""
+    """A disk on which nothing is synced, and nothing is written out early; at most directly."""
+
+    def __init__(self, *, in_cache: bool) -> None:
+        super().__init__()
+        self._in_cache = in_cache
+
+    def call(self, kind: Kind, name: str, arguments: tuple[object, ...], do: Callable[[], object]) -> object:
+        """Nothing for an fsync."""
+        if self._in_cache and name == "pwrite":
+            assert isinstance(arguments[0], int)
+            flags = fcntl.fcntl(arguments[0], fcntl.F_GETFL)
+            fcntl.fcntl(arguments[0], fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return super().call(kind, name, arguments, do)
 
     @staticmethod
     def start_writeback(fd: int, offset: int, length: int) -> None:
@@ -62,11 +79,11 @@ class Careless(Unsynced):
 
 
 @contextmanager
-def no_fsync() -> Iterator[None]:
+def no_fsync(*, in_cache: bool) -> Iterator[None]:
     """Have neither coral nor libgit2 sync anything."""
     libgit._set_options()
     pygit2.settings.enable_fsync_gitdir(False)
-    with disk.use(Careless()):
+    with disk.use(Careless(in_cache=in_cache)):
         yield
 
 
@@ -85,8 +102,8 @@ def seconds(note: Note, folder: Path, store: Store, number: int) -> float:
     return time.perf_counter() - before
 
 
-def commit_seconds(note: Note, folder: Path, size: int, synced: bool) -> float:
-    """What the first commit of so many bytes takes, synced or not."""
+def commit_seconds(note: Note, folder: Path, size: int, how: str) -> float:
+    """What the first commit of so many bytes takes, one of :data:`COMMITS`."""
     repo, kept = Repository(folder, init=True), weights(0, size)
     note("still alive")
     repo.stage_weights({"warm": numpy.zeros(1, numpy.float32)}, "warm.safetensors")
@@ -99,9 +116,9 @@ def commit_seconds(note: Note, folder: Path, size: int, synced: bool) -> float:
         repo.commit("all of it")
         return time.perf_counter() - before
 
-    if synced:
+    if how == "synced":
         return commit()
-    with no_fsync():
+    with no_fsync(in_cache=how == "page cache"):
         return commit()
 
 
@@ -161,11 +178,9 @@ def times(warm: Warm, options: argparse.Namespace, place: Path) -> dict[str, lis
             progress(f"run {number} of {options.runs}: {store.name}")
             found.setdefault(store.name, []).append(seconds_of(warm, "seconds", place, store, number))
     for number in range(1, options.runs + 1):
-        pair = (True, False) if number % 2 else (False, True)
-        for synced in pair:
+        for how in COMMITS if number % 2 else reversed(COMMITS):
             progress(f"run {number} of {options.runs}: commit of {large >> 20} MiB")
-            took = seconds_of(warm, "commit_seconds", place, large, synced)
-            found.setdefault("synced" if synced else "not synced", []).append(took)
+            found.setdefault(how, []).append(seconds_of(warm, "commit_seconds", place, large, how))
     progress("")
     return found
 
@@ -185,8 +200,11 @@ def tax(took: dict[str, list[float]]) -> str:
     """The durability tax, in a sentence."""
     rows = []
     for name, of in (("medians", median), ("the fastest", min)):
-        synced, careless = of(took["synced"]), of(took["not synced"])
-        rows.append(f"{name} {synced:.2f} s synced, {careless:.2f} s not, {synced / careless - 1:+.1%}")
+        synced, *others = (of(took[how]) for how in COMMITS)
+        beside = (
+            f"{other:.2f} s {how} ({synced / other - 1:+.1%})" for how, other in zip(COMMITS[1:], others, strict=True)
+        )
+        rows.append(f"{name} {synced:.2f} s synced, {', '.join(beside)}")
     return f"durability tax of a commit, {len(took['synced'])} times each: {'; '.join(rows)}"
 
 
