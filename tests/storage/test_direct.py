@@ -22,6 +22,7 @@ from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
 
 PAGE = 4096
+pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="NOT TESTED: there is no O_DIRECT here")
 
 
 @pytest.fixture(autouse=True)
