@@ -208,3 +208,16 @@ def test_show_is_for_people(project: Path, call: Call) -> None:
     text = call("exp", "show", run[:6]).stdout
     assert all(words in text for words in ("running", "lr    0.5", "0.125", "tags"))
     call("exp", "show", "0000", code=3)
+
+
+def test_fsck_names_damaged_runs(project: Path, call: Call) -> None:
+    """A run whose file is damaged makes the repository damaged, and is named."""
+    with ExperimentTracker(coral.Repository(project)).start("a") as run:
+        run.log("loss", 0.375, 1)
+    assert "runs 1" in call("fsck").stdout
+    path = project / ".coral" / "experiments" / f"{run.experiment_id}.json"
+    path.write_bytes(path.read_bytes().replace(b"0.375", b"0.376", 1))
+    done = call("fsck", code=5)
+    assert f"damaged: run {run.experiment_id}" in done.stdout and "Traceback" not in done.stderr
+    (found,) = json.loads(call("fsck", "--json", code=5).stdout)["damaged_runs"]
+    assert found["experiment_id"] == run.experiment_id

@@ -10,6 +10,7 @@ import pytest
 
 from coral.errors import CoralError, CorruptionError
 from coral.experiments import ExperimentTracker
+from coral.experiments.check import damaged_runs, run_ids
 from coral.experiments.columns import History
 from coral.experiments.experiment import Experiment
 from coral.experiments.fold import Fold
@@ -144,3 +145,31 @@ def test_an_artifact_is_downloaded_below_the_folder_named(repo: Repository, ende
             ExperimentTracker(repo).get(ended.stem).download_artifact(name, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "project"]
     assert ended.read_bytes().startswith(SUMMARY)
+
+
+# -- coral fsck
+
+
+def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker, ended: Path) -> None:
+    """A flipped bit of a run's file, a damaged line of a live one's journal, an artifact that is gone."""
+    assert list(damaged_runs(repo)) == []
+    live = tracker.start("live")
+    for step in range(5):
+        live.log("loss", step / 7, step=step)
+    assert list(damaged_runs(repo)) == []
+    journal = ended.with_name(f"{live.experiment_id}.jsonl")
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], lines[2][:5] + b"?" + lines[2][6:], *lines[3:]]))
+    with ExperimentTracker(Repository(repo.path)).start("with an artifact") as run:
+        run.log_text("no longer here " * 100, "note.txt")
+    for pack in (repo.coral_dir / "packs").iterdir():
+        pack.unlink()
+    data = ended.read_bytes()
+    ended.write_bytes(data.replace(b"0.375", b"0.376", 1))
+    assert data != ended.read_bytes()
+    found = {one.experiment_id: one.message for one in damaged_runs(Repository(repo.path))}
+    assert found.keys() == {ended.stem, live.experiment_id, run.experiment_id}
+    assert "journal" in found[live.experiment_id]
+    assert run_ids(repo) == sorted(found)
+    with pytest.warns(RuntimeWarning, match="journal"):
+        live.end()

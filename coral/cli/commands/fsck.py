@@ -14,11 +14,12 @@ from coral.cli.session import Session, pass_session
 from coral.errors import CorruptionError, UsageError
 
 if TYPE_CHECKING:
+    from coral.experiments.check import DamagedRun
     from coral.verbs.fsck import Checked, Damage
 
 REPAIRED = 9
 
-_DAMAGED = "copy .coral somewhere safe before anything else; the other commits are as they were"
+_DAMAGED = "copy .coral somewhere safe before anything else; all else is as it was"
 _MISSING = "'coral pull' brings what a remote has"
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -36,7 +37,7 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 @json_option
 @pass_session
 def command(session: Session, read_data: str | None, git: bool, repair: bool, as_json: bool) -> None:
-    """Check every commit that a branch, a tag or HEAD reaches.
+    """Check every commit that a branch, a tag or HEAD reaches, and every run.
 
     Without --read-data only that everything is there: commits, manifests and chunks. Exits with 5 when something is
     damaged, and names the commits, files, tensors and experiments that it hurts. With --git also every manifest that a
@@ -53,22 +54,23 @@ def command(session: Session, read_data: str | None, git: bool, repair: bool, as
       coral fsck --read-data --repair
       coral fsck --git
     """
+    from coral.experiments.check import damaged_runs, run_ids
+
     repo, share = session.open(), _share(read_data)
     with progress_bar("checking", None, quiet=session.quiet) as progress:
         checked = repo.fsck(read_data=share, git=git, repair=repair, progress=progress)
+        lost = list(damaged_runs(repo))
     if as_json:
-        print_json(asdict(checked))
-    for found in () if as_json else checked.damage:
-        runs = f" (experiments: {', '.join(found.runs)})" if found.runs else ""
-        click.echo(f"damaged: {_where(found)}: {found.message}{runs}")
-    if not as_json:
-        _describe_repair(session, checked)
+        print_json(asdict(checked) | {"damaged_runs": [one._asdict() for one in lost]})
+    else:
+        _describe(session, checked, lost)
         read = f", {size(checked.nbytes)} read and verified" if share else ""
-        session.say(f"commits {checked.commits}, manifests {checked.manifests}, tensors {checked.tensors}{read}")
-    if checked.damage:
+        counts = f"commits {checked.commits}, manifests {checked.manifests}, tensors {checked.tensors}"
+        session.say(f"{counts}, runs {len(run_ids(repo))}{read}")
+    if checked.damage or lost:
         raise CorruptionError(
-            f"the repository is damaged in {len(checked.damage)} places",
-            hint=_MISSING if all(found.in_git for found in checked.damage) else _DAMAGED,
+            f"the repository is damaged in {count(len(checked.damage) + len(lost), 'place')}",
+            hint=_DAMAGED if lost or not all(found.in_git for found in checked.damage) else _MISSING,
         )
     if checked.repaired:
         raise click.exceptions.Exit(REPAIRED)
@@ -81,6 +83,15 @@ def _share(text: str | None) -> float:
         return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         raise UsageError(f"{text!r} is no share of all data", hint="such as 10%") from None
+
+
+def _describe(session: Session, checked: Checked, lost: list[DamagedRun]) -> None:
+    for found in checked.damage:
+        runs = f" (experiments: {', '.join(found.runs)})" if found.runs else ""
+        click.echo(f"damaged: {_where(found)}: {found.message}{runs}")
+    for one in lost:
+        click.echo(f"damaged: run {one.experiment_id}: {one.message}")
+    _describe_repair(session, checked)
 
 
 def _describe_repair(session: Session, checked: Checked) -> None:
