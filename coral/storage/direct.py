@@ -31,12 +31,12 @@ _Page = NDArray[np.uint8]
 class DirectFile(NewFile):
     """A :class:`NewFile` that only grows. Callers fill buffers; a thread of its own writes those that are full.
 
-    What is shorter than a buffer, and the end of what is longer, is written when it is published.
+    What is shorter than a buffer, and the end of what is longer, goes through the page cache when it is settled.
     """
 
     def __init__(self, temporary: Path, folder: Folder) -> None:
         self._page: _Page | None = None
-        self._filled = 0
+        self._filled = self._settled = 0
         self._writing: deque[Future[_Page]] = deque()
         self._thread: ThreadPoolExecutor | None = None
         super().__init__(temporary, folder)
@@ -64,10 +64,16 @@ class DirectFile(NewFile):
     def _hand_over(self, page: _Page) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="coral-disk")
+        if not self._writing:
             _set_direct(self._fd, True)
-        self._page, self._filled = None, 0
-        # The job holds this file, which is therefore never let go of while a write is under way.
-        self._writing.append(self._thread.submit(self._write_page, page, self.size - BUFFER_BYTES))
+        self._page, self._filled, self._settled = None, 0, 0
+        offset = self.size - BUFFER_BYTES
+        try:
+            # The job holds this file, which is therefore never let go of while a write is under way.
+            self._writing.append(self._thread.submit(self._write_page, page, offset))
+        except RuntimeError:
+            # The interpreter is shutting down, and a commit that is under way must still be finished.
+            self._write_page(page, offset)
 
     def _empty_page(self) -> _Page:
         if len(self._writing) < _BUFFERS:
@@ -88,14 +94,19 @@ class DirectFile(NewFile):
         return page
 
     def settle(self) -> None:
-        """Wait until all that is handed over is written. Raises StorageError when some of it is not."""
+        """As inherited."""
         with translate_errors(self._path):
             wait(self._writing)
             for job in self._writing:
                 job.result()
+            self._writing.clear()
+            if self._page is not None and self._filled > self._settled:
+                _set_direct(self._fd, False)
+                _write(self._fd, self._page[: self._filled], self.size - self._filled)
+                self._settled = self._filled
 
     def mark(self) -> Position:
-        """As inherited. Settles, so that what is marked is written, or kept in the mark."""
+        """As inherited. What was not written in one piece is in the mark, too: it will be written again."""
         self.settle()
         return Position(self.size, b"" if self._page is None else self._page[: self._filled].tobytes())
 
@@ -103,7 +114,7 @@ class DirectFile(NewFile):
         """As inherited, also after an error."""
         wait(self._writing)
         self._writing.clear()
-        self._page, self._filled = None, 0
+        self._page, self._filled, self._settled = None, 0, 0
         super().go_back(Position(mark.size - len(mark.unwritten)))
         self._take(np.frombuffer(mark.unwritten, np.uint8))
 
@@ -111,10 +122,6 @@ class DirectFile(NewFile):
         """As inherited."""
         try:
             self.settle()
-            with translate_errors(self._path):
-                _set_direct(self._fd, False)
-                if self._page is not None:
-                    _write(self._fd, self._page[: self._filled], self.size - self._filled)
         except BaseException:
             self.discard()
             raise

@@ -155,7 +155,7 @@ class Position(NamedTuple):
 
     Attributes:
         size: in bytes.
-        unwritten: the last of them, where the kernel does not have them yet.
+        unwritten: the last of them, where they are to be written once more.
     """
 
     size: int

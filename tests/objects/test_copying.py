@@ -361,17 +361,17 @@ def test_a_full_disk_keeps_what_was_published(
     monkeypatch.setattr(module, "PUBLISH_BYTES", 2 * MIB)
     data = noise(1, 9 * MIB)
     (record,) = write(here, Tensor("t", data))
-    real, written = os.pwritev, 0
+    real, written = os.pwrite, 0
 
-    def full(fd: int, views: list[memoryview], offset: int) -> int:
+    def full(fd: int, data: memoryview, offset: int) -> int:
         nonlocal written
-        written += sum(map(len, views))
+        written += len(data)
         if written > 6 * MIB:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(fd, views, offset)
+        return real(fd, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.current, "pwritev", full)
+        patch.setattr(disk.current, "pwrite", full)
         with pytest.raises(StorageError):
             copy(here, there, [record])
     assert len(stored_chunks(open_store(tmp_path / "there"))) == 4

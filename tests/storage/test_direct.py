@@ -20,6 +20,7 @@ from coral.storage.direct import DirectFile
 from coral.storage.folder import Folder, NewFile, Position
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
+from tests.storage.test_folder import run_python
 
 PAGE = 4096
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="NOT TESTED: there is no O_DIRECT here")
@@ -218,6 +219,39 @@ def test_a_forked_child_leaves_it_to_its_parent(writing: DirectFile, folder: Fol
     assert os.waitpid(child, 0)[1] == 0
     writing.publish("x")
     assert len(folder.read("x")) == 3 * PAGE + 5
+
+
+def test_a_settled_file_is_in_the_kernel(folder: Folder, tmp_path: Path) -> None:
+    """However little it is: so that a disk that is full says so to whoever writes, and not to who publishes."""
+    with start(folder) as file:
+        for nbytes in (10, PAGE, 2 * PAGE + 7, 1):
+            file.write(noise(nbytes))
+            file.settle()
+            (path,) = (tmp_path / "tmp").iterdir()
+            assert path.stat().st_size == file.size
+        before = path.read_bytes()
+        file.publish("x")
+    assert folder.read("x") == before
+
+
+def test_at_the_end_of_the_process(tmp_path: Path) -> None:
+    """A thread that Python waits for at its end still writes, though no other thread starts any more."""
+    program = """
+        import sys, threading, time
+        from pathlib import Path
+        from coral.storage import direct
+        from coral.storage.folder import Folder
+        direct.BUFFER_BYTES = 4096
+        def late():
+            threading.main_thread().join()
+            time.sleep(0.2)
+            with Folder(Path(sys.argv[1])).new_file("x", direct=True) as file:
+                file.write(bytes(range(256)) * 100)
+                file.publish("x")
+        threading.Thread(target=late).start()
+    """
+    run_python(program, tmp_path)
+    assert (tmp_path / "x").read_bytes() == bytes(range(256)) * 100
 
 
 def test_no_thread_is_left(folder: Folder) -> None:
