@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from coral.errors import CorruptionError, FormatError
 from coral.format.dtypes import BITS, byte_count
 from coral.format.manifest import Manifest, TensorRecord
 from coral.ids import inline_ref
+from tests.clock import at_most
 
 # The names that the library's writer takes; it writes no six-bit types.
 LIBRARY_NAMES = {
@@ -206,10 +205,8 @@ def test_a_large_hostile_header_is_refused_quickly(tmp_path: Path, unit: bytes) 
     start = b'{"a":{"dtype":"U8","shape":[' if unit[:1] in b"[{0" else b"{"
     path = tmp_path / "x.safetensors"
     path.write_bytes(file_of(start + unit * (20_000_000 // len(unit))))
-    began = time.process_time()
-    with pytest.raises(FormatError):
+    with at_most(2), pytest.raises(FormatError):
         parse(path)
-    assert time.process_time() - began < 2
 
 
 def test_a_pointer_is_named_as_such(tmp_path: Path) -> None:
@@ -239,7 +236,6 @@ def test_many_tensors_are_quick(tmp_path: Path) -> None:
     """5,000 tensors parse in well under a second of CPU."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(library_file({f"layer.{i}.weight": ("F32", (2, 2)) for i in range(5_000)}, None))
-    began = time.process_time()
-    skeleton, restored = whole(path)
+    with at_most(3):
+        skeleton, restored = whole(path)
     assert skeleton is None and restored == path.read_bytes()
-    assert time.process_time() - began < 3 and math.isfinite(began)
