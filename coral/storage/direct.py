@@ -39,10 +39,12 @@ class DirectFile(NewFile):
         self._filled = self._settled = 0
         self._writing: deque[Future[_Page]] = deque()
         self._thread: ThreadPoolExecutor | None = None
+        self._owed: Position | None = None
         super().__init__(temporary, folder)
 
     def write_at(self, parts: Sequence[Buffer]) -> int:
         """As inherited; an error of the disk may be raised by a later call, at the latest by :meth:`settle`."""
+        assert self._owed is None, "it was to go back, could not, and was not settled since"
         views = [np.frombuffer(memoryview(part), np.uint8) for part in parts]
         with self._lock, translate_errors(self._path):
             offset = self.size
@@ -94,7 +96,9 @@ class DirectFile(NewFile):
         return page
 
     def settle(self) -> None:
-        """As inherited."""
+        """As inherited. Goes back first, where it was to and the disk refused."""
+        if self._owed is not None:
+            self.go_back(self._owed)
         with translate_errors(self._path):
             wait(self._writing)
             for job in self._writing:
@@ -112,11 +116,13 @@ class DirectFile(NewFile):
 
     def go_back(self, mark: Position) -> None:
         """As inherited, also after an error."""
+        self._owed = mark
         wait(self._writing)
         self._writing.clear()
         self._page, self._filled, self._settled = None, 0, 0
         super().go_back(Position(mark.size - len(mark.unwritten)))
         self._take(np.frombuffer(mark.unwritten, np.uint8))
+        self._owed = None
 
     def publish(self, key: str, *, mode: int | None = None, modified: float | None = None) -> Path:
         """As inherited."""

@@ -168,6 +168,26 @@ def test_what_the_disk_refuses_is_told_once_and_forgotten(folder: Folder, at: in
     assert folder.read("x") == first + b"again"
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_a_disk_that_refuses_to_go_back(folder: Folder, at: int) -> None:
+    """While it cannot go back nothing is published; when it can, it is as if it had gone back at once."""
+    first, later = noise(2 * PAGE + 700), noise(5 * PAGE)
+    with start(folder) as file:
+        file.write(first)
+        mark = file.mark()
+        with disk.use(Failing(at, errno.EROFS, forever=True, kinds={"write", "truncate", "sync"})):
+            with pytest.raises(StorageError):
+                file.write(later)
+                file.settle()
+            for attempt in (lambda: file.go_back(mark), file.settle, file.mark):
+                with pytest.raises(StorageError):
+                    attempt()
+        assert file.mark() == mark
+        file.write(b"again")
+        file.publish("x")
+    assert folder.read("x") == first + b"again"
+
+
 def test_nothing_is_published_that_was_not_written(folder: Folder) -> None:
     """Whoever does not settle gets the error when the file is published, and no file."""
     for at in range(3):
