@@ -22,6 +22,7 @@ from tests.torture.planted import plant
 PROCESSES = THREADS = 8
 POINTS = 500
 """Of each thread."""
+_STRIDE = 1 << 30
 _EVERY = 50  # so manieth call logs a mapping
 _COUNT = struct.Struct("=Q")
 _PATIENCE_SECONDS = 50.0
@@ -48,7 +49,7 @@ def kill_one(note: Note, project: Path, seed: int, bug: str | None) -> list[str]
     chance, logged = random.Random(seed), Logged()
     victim = chance.randrange(PROCESSES)
     enough = chance.randrange(1, THREADS * POINTS * 9 // 10)
-    children = [_fork(lambda number=number: train(project, number, logged)) for number in range(PROCESSES)]  # type: ignore[misc]
+    children = [_fork(lambda number=number: train(project, number, logged, victim)) for number in range(PROCESSES)]  # type: ignore[misc]
     until = time.monotonic() + _PATIENCE_SECONDS
     while sum(logged.of(victim)) < enough and time.monotonic() < until:
         time.sleep(0.0005)
@@ -79,12 +80,12 @@ class Logged:
         return [count for (count,) in _COUNT.iter_unpack(self._memory[start : start + THREADS * _COUNT.size])]
 
 
-def train(project: Path, process: int, logged: Logged) -> None:
-    """Log from all threads to one run, then end it."""
+def train(project: Path, process: int, logged: Logged, victim: int) -> None:
+    """Log from all threads to one run, then end it; the one that will be killed has no end of its own."""
     run = ExperimentTracker(Repository(project)).start(f"process {process}")
 
     def work(thread: int) -> None:
-        for step in range(POINTS):
+        for step in range(_STRIDE if process == victim else POINTS):
             if step % _EVERY == 0:
                 run.log({f"m{thread}": value(process, thread, step)}, step=step)
             else:
@@ -101,7 +102,7 @@ def train(project: Path, process: int, logged: Logged) -> None:
 
 def value(process: int, thread: int, step: int) -> float:
     """What is logged; no two points are the same."""
-    return (process * THREADS + thread) * POINTS + step + 1 / 3
+    return (process * THREADS + thread) * _STRIDE + step + 1 / 3
 
 
 def _fork(work: Callable[[], None]) -> int:
