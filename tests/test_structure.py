@@ -22,8 +22,9 @@ PACKAGE = ROOT / "coral"
 FILES = sorted(PACKAGE.rglob("*.py"))
 STANDARD = sys.stdlib_module_names
 
-FLOORS = {
-    **dict.fromkeys(("errors", "ids"), 0),
+FLOORS: dict[str, float] = {
+    **dict.fromkeys(("errors", "forks", "ids"), 0),
+    "threads": 0.5,
     **dict.fromkeys(("format", "storage", "git"), 1),
     **dict.fromkeys(("objects", "history", "containers"), 2),
     "verbs": 3,
@@ -148,6 +149,8 @@ OUTSIDE_WORLD = {
     *("os.environ", "os.environb", "os.getenv", "os.putenv", "os.path.expanduser", "Path.home", "os._exit"),
     *("sys.argv", "sys.stdin", "sys.stdout", "sys.stderr", "sys.exit"),
 }
+# What runs at exit can have the exit status say that something is lost by way of the last flush alone.
+MAY_TOUCH = {"coral/verbs/pending.py": {"sys.stderr"}}
 SEAM = "coral/storage/disk.py"
 SYSTEM_CALLS = {f"os.{name}" for name in (*OS_WRITERS, "fsync", "fdatasync", "sync", "fchmod", "lchmod", "mknod")}
 PATH_WRITERS = {"write_bytes", "write_text", "unlink", "touch", "rmdir", "symlink_to", "hardlink_to", "mkdir"}
@@ -234,6 +237,8 @@ def test_only_the_command_line_speaks_and_listens(path: Path) -> None:
     """The library neither prints, nor exits, nor reads the environment or the home folder."""
     wrong = [f"{place(path)}:{line} {name}" for line, name in imports(path) if name in OUTSIDE_WORLD]
     for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and dotted(node) in MAY_TOUCH.get(place(path), ()):
+            continue
         if isinstance(node, ast.Attribute) and (dotted(node) in OUTSIDE_WORLD or node.attr == "expanduser"):
             wrong.append(f"{place(path)}:{node.lineno} {ast.unparse(node)}")
         elif isinstance(node, ast.Call) and dotted(node.func) in {"print", "input", "exit", "quit"}:

@@ -91,7 +91,11 @@ class Conversation:
         self._complaints: deque[bytes] = deque(maxlen=_MOST_COMPLAINTS)
         # Whoever complains much must not wait for somebody to read it.
         self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        try:
+            self._listener.start()
+        except RuntimeError as error:
+            process.kill()
+            raise GitCommandError(f"git cannot be listened to: {error}") from error
 
     def _listen(self) -> None:
         assert self._process.stderr is not None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import ParamSpec, TypeVar
 
+from coral.threads import stop_if_unwanted
+
 P = ParamSpec("P")
 T = TypeVar("T")
 _MOST_PIECES = 128
@@ -54,6 +56,7 @@ def in_order(started: Iterable[Future[T]], window: int) -> Generator[T, None, No
     try:
         for job in started:
             pending.append(job)
+            stop_if_unwanted()
             if len(pending) >= window:
                 yield pending[0].result()
                 pending.popleft()

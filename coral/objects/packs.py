@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from coral import forks
 from coral.errors import CorruptionError, NotFoundError
 from coral.format import codecs
 from coral.format import pack as pack_format
@@ -160,7 +160,7 @@ class PackSet:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._lock = threading.RLock()  # a signal handler may read as well
+        self._lock = forks.rlock()  # a signal handler may read as well
         self._kept = _Kept(Recent(limit=_OPEN_FILES), Recent(limit=_INDEX_BYTES, weigh=lambda index: index.nbytes))
         self._made = 0
         self._searched = False

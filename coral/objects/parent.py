@@ -7,12 +7,12 @@ need not be read back and decoded.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from coral import forks
 from coral.errors import CorruptionError, StorageError
 from coral.format.chunking import cuts
 from coral.ids import ChunkId
@@ -45,7 +45,7 @@ class Memory:
     def __init__(self, measure: Callable[[], int]) -> None:
         self._measure = measure
         self._left: int | None = None
-        self._lock = threading.Lock()
+        self._lock = forks.lock()
 
     def take(self, nbytes: int) -> bool:
         """Whether there is room for so many more."""

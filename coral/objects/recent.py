@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from coral import forks
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Recent(Generic[T]):
     def __init__(self, *, limit: int, weigh: Callable[[T], int] = lambda value: 1) -> None:
         self._limit = limit
         self._weigh = weigh
-        self._lock = threading.RLock()  # a signal handler may read as well
+        self._lock = forks.rlock()  # a signal handler may read as well
         self._values: OrderedDict[str, T] = OrderedDict()
         self._weight = 0
 

@@ -27,6 +27,7 @@ from coral.objects.trash import Trash
 from coral.storage.folder import Folder
 from coral.storage.gate import ALONE_SECONDS, Gate
 from coral.storage.locks import file_lock
+from coral.threads import Once
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +96,7 @@ class ChunkStore:
         self._quiet = threading.local()
 
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a worker thread do a job; once the interpreter is shutting down, the caller's thread does it."""
+        """Have a worker thread do a job; where there is no thread to be had, the caller's does it."""
         if self._pid != os.getpid():
             # A forked child has none of its parent's threads.
             self._pid, self._pools = os.getpid(), {}
@@ -103,11 +104,12 @@ class ChunkStore:
         if quiet not in self._pools:
             started = _be_nice if quiet else None
             self._pools[quiet] = ThreadPoolExecutor(self.threads, thread_name_prefix="coral", initializer=started)
+        once = Once(job, *args, **kwargs)
         try:
-            return self._pools[quiet].submit(job, *args, **kwargs)
+            return self._pools[quiet].submit(once)
         except RuntimeError:
-            # No pool takes jobs any more, and a commit that is under way must still be finished.
-            return done(job, *args, **kwargs)
+            # At the end of the interpreter, too, when no pool takes jobs any more: a commit under way is finished.
+            return done(once.instead)
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from coral.storage import disk
 from coral.storage.folder import Folder, NewFile, Position, translate_errors
+from coral.threads import Once
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -70,12 +71,13 @@ class DirectFile(NewFile):
             _set_direct(self._fd, True)
         self._page, self._filled, self._settled = None, 0, 0
         offset = self.size - BUFFER_BYTES
+        # The job holds this file, which is therefore never let go of while a write is under way.
+        job = Once(self._write_page, page, offset)
         try:
-            # The job holds this file, which is therefore never let go of while a write is under way.
-            self._writing.append(self._thread.submit(self._write_page, page, offset))
+            self._writing.append(self._thread.submit(job))
         except RuntimeError:
-            # The interpreter is shutting down, and a commit that is under way must still be finished.
-            self._write_page(page, offset)
+            # There is no thread to be had, or none any more, and a commit that is under way must still be finished.
+            job.instead()
 
     def _empty_page(self) -> _Page:
         if len(self._writing) < _BUFFERS:
@@ -136,10 +138,15 @@ class DirectFile(NewFile):
 
     def discard(self) -> None:
         """As inherited; nothing is written any more when it returns."""
-        if self._pid == os.getpid():
-            wait(self._writing)
-            self._end_thread()
+        wait(self._writing)
+        self._end_thread()
         super().discard()
+
+    def after_fork(self) -> None:
+        """As inherited; the thread that writes is the parent's."""
+        self._writing.clear()
+        self._thread = self._page = None
+        super().after_fork()
 
     def _end_thread(self) -> None:
         self._page = None

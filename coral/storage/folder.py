@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from coral import forks
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
 from coral.storage import disk
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 _HINTS = {
     errno.ENOSPC: "free some space and run the same command again; nothing that was committed is lost",
     errno.EDQUOT: "free some of your quota and run the same command again; nothing that was committed is lost",
-    errno.EFBIG: "the file is larger than the file system, or this process's limit, allows",
     errno.EFBIG: "the file is larger than the file system, or this process's limit, allows",
     errno.EROFS: "the file system is mounted read-only",
     errno.EACCES: "check the permissions of the folder",
@@ -173,11 +173,11 @@ class NewFile:
         self._path = temporary
         self._folder = folder
         self._fd = -1
-        self._pid = os.getpid()
         self.size = 0
         self._started = 0
         self._lock = threading.Lock()
-        with translate_errors(temporary):
+        with translate_errors(temporary), forks.opening:
+            forks.tell(self)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = disk.current.open(temporary, flags, 0o644)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -272,12 +272,15 @@ class NewFile:
         return target
 
     def discard(self) -> None:
-        """Throw the bytes away; harmless after :meth:`publish`, and in a forked child, whose parent goes on writing."""
+        """Throw the bytes away; harmless after :meth:`publish`."""
         if self._fd >= 0:
-            if self._pid == os.getpid():
-                with contextlib.suppress(OSError):
-                    disk.current.unlink(self._path)
+            with contextlib.suppress(OSError):
+                disk.current.unlink(self._path)
             self._close()
+
+    def after_fork(self) -> None:
+        """In a child: the file is the parent's, who goes on writing it."""
+        self._close()
 
     def __del__(self) -> None:
         self.discard()

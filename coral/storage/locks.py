@@ -7,9 +7,11 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
+from coral import forks, threads
 from coral.errors import LockedError, NotFoundError, StorageError
 from coral.storage import disk
 from coral.storage.folder import translate_errors
@@ -55,9 +57,49 @@ def _make_folder(path: Path) -> None:
             disk.current.mkdir(path)
 
 
-@contextlib.contextmanager
-def file_lock(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[None]:
-    """Hold a flock on a file.
+class FileLock:
+    """A flock, held while a ``with`` lasts; see :func:`file_lock`."""
+
+    def __init__(self, path: Path, *, shared: bool, timeout: float) -> None:
+        self._path, self._shared, self._timeout = path, shared, timeout
+        self._file: FileIO | None = None  # closes itself where a ``with`` is interrupted before it began
+
+    def __enter__(self) -> None:
+        try:
+            with forks.opening:
+                forks.tell(self)
+                self._file = FileIO(_open(self._path, shared=self._shared))
+            fd = self._file.fileno()
+            operation = fcntl.LOCK_SH if self._shared else fcntl.LOCK_EX
+            if not _patiently(lambda: fcntl.flock(fd, operation | fcntl.LOCK_NB), self._path, self._timeout):
+                raise LockedError(
+                    f"another process holds {self._path} for more than {self._timeout:g} s",
+                    hint="wait for the other coral process to finish, then run the command again",
+                )
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            # Closing is not enough: a child that another library forks has the same open file, and keeps the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+            file.close()
+
+    def after_fork(self) -> None:
+        """In a child: close the file, which leaves the lock to the parent."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def file_lock(path: Path, *, shared: bool = False, timeout: float = 60.0) -> FileLock:
+    """Hold a flock on a file, as a context manager.
 
     Args:
         path: the lock file; created when missing, never removed (removing one is a race).
@@ -67,21 +109,7 @@ def file_lock(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Ite
     Raises:
         LockedError: another process held it all that time.
     """
-    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    fd, owner = _open(path, shared=shared), os.getpid()
-    try:
-        if not _patiently(lambda: fcntl.flock(fd, operation | fcntl.LOCK_NB), path, timeout):
-            raise LockedError(
-                f"another process holds {path} for more than {timeout:g} s",
-                hint="wait for the other coral process to finish, then run the command again",
-            )
-        yield
-    finally:
-        # Closing is not enough: a child forked meanwhile has the same open file, and would keep the lock.
-        if os.getpid() == owner:
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+    return FileLock(path, shared=shared, timeout=timeout)
 
 
 def _patiently(take: Callable[[], None], path: Path, timeout: float) -> bool:
@@ -97,6 +125,7 @@ def _patiently(take: Callable[[], None], path: Path, timeout: float) -> bool:
                 raise
         if time.monotonic() >= deadline:
             return False
+        threads.stop_if_unwanted()
         time.sleep(_POLL_SECONDS)
 
 

@@ -31,8 +31,13 @@ class Provenance:
         if find_git(self._project) is None:
             self._done = True
             return
-        self._thread = threading.Thread(target=self._capture, name="coral-provenance", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._capture, name="coral-provenance", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the process may have no more threads
+            self._capture()
+        else:
+            self._thread = thread
 
     @property
     def state(self) -> CodeState | None:
