@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
+from coral import forks, threads
 from coral.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -26,7 +27,7 @@ from coral.format.manifest import Manifest, TensorRecord
 from coral.format.names import check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
-from coral.verbs import layout
+from coral.verbs import layout, signals
 from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
 from coral.verbs.copies import Copies
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
     from coral.verbs.gc import Collected
+    from coral.verbs.pending import Make
     from coral.verbs.repack import Repacked
     from coral.verbs.repair import Repaired
     from coral.verbs.transfer import Transferred
@@ -93,6 +95,14 @@ class Repository:
     One object belongs to one line of work: its staging is its own, and its commits land on the branch that HEAD was
     on when it first committed (or when a run started), whatever the shell switches to meanwhile.
 
+    Threads may share it. Their calls of :meth:`save` land one after the other, each with what it was given; reading,
+    branches and tags need no order. What one thread has staged by hand is its own until it is committed: another one
+    that stages meanwhile gets a ConflictError. Files of the project, and where HEAD is, are one thread's affair.
+
+    An interrupt (Ctrl-C, an exception from a signal handler) never leaves it halfway: what was under way is whole, or
+    is not there, and the next call works. From a signal handler that came in the middle of staging or committing,
+    neither can be done (ConflictError).
+
     Args:
         path: the project's folder, the one that holds ``.coral``.
         init: make the repository when there is none.
@@ -115,6 +125,8 @@ class Repository:
         )
         self._line = Line(self.history, self._reader, lambda: self.store, staging, durable=shell_staging)
         self._observers: list[CommitObserver] = []
+        self._opening = forks.rlock()
+        self._store: ChunkStore | None = None
         self._background = Background()
         self._copies: dict[str, Copies] = {}
         self._provenance = Provenance(self.path)
@@ -126,10 +138,13 @@ class Repository:
         """Open the repository that holds a folder, looking upwards as git does. Raises RepositoryNotFoundError."""
         return cls(layout.discover(Path(path).resolve()), shell_staging=shell_staging)
 
-    @cached_property
+    @property
     def store(self) -> ChunkStore:
         """The chunk store."""
-        return layout.open_store(self.storage, self.config)
+        if self._store is None:
+            with self._opening:
+                self._store = self._store or layout.open_store(self.storage, self.config)
+        return self._store
 
     @cached_property
     def worktree(self) -> WorkTree:
@@ -339,15 +354,19 @@ class Repository:
         draft = self._draft(message, author, metadata, step=step, metrics=metrics, allow_empty=allow_empty)
         draft = replace(draft, sign=self._signer(sign))
         if wait:
-            return self._land(draft, names)
-        self._line.check_not_inside()
+            return threads.undisturbed(lambda: self._land(draft, names), owner=self._line)
 
         def make(begun: Callable[[], None]) -> Commit:
             with self._line.alone():
                 begun()
                 return self._land(draft, names)
 
-        return self._background.start(make)
+        return self._beside(lambda: make)
+
+    def _beside(self, prepare: Callable[[], Make]) -> PendingCommit:
+        self._line.check_not_inside()
+        signals.catch()
+        return threads.undisturbed(lambda: self._background.start(prepare), owner=self._line)
 
     def _draft(
         self,
@@ -375,6 +394,7 @@ class Repository:
         with self.history.operation():
             with self._line.alone():
                 commit = self._line.land(draft)
+                threads.finish()
                 for observer in list(self._observers):
                     observer.committed(commit)
                 self._tidy()
@@ -385,10 +405,11 @@ class Repository:
     def flush(self) -> None:
         """Wait for the commit that is under way. Raises what went wrong with it, unless its caller was told already."""
         self._background.settle()
+        signals.let_go()
 
-    def settle_quietly(self) -> None:
-        """As :meth:`flush`, with a warning in place of an error."""
-        self._background.warn_of_failure()
+    def failure(self) -> BaseException | None:
+        """As :meth:`flush`, but what went wrong is returned, and still to be told: by the next commit, or at exit."""
+        return self._background.failure()
 
     @overload
     def save(
@@ -456,22 +477,24 @@ class Repository:
         draft = self._draft(text, step=step, metrics=metrics, allow_empty=True)
         parts = checkpoint.parts_of(model, optimizer, scheduler, state)
         if wait:
-            return self._save(parts, draft, names)
-        self._line.check_not_inside()
-        copied = [part.copied(self._copies.setdefault(part.name, Copies()), self.store) for part in parts]
+            return threads.undisturbed(lambda: self._save(parts, draft, names), owner=self._line)
 
-        def make(begun: Callable[[], None]) -> Commit:
-            with self._line.alone(), self.store.quietly():
-                begun()
-                return self._save(copied, draft, names)
+        def prepare() -> Make:
+            copied = [part.copied(self._copies.setdefault(part.name, Copies()), self.store) for part in parts]
 
-        return self._background.start(make)
+            def make(begun: Callable[[], None]) -> Commit:
+                with self._line.alone(), self.store.quietly():
+                    begun()
+                    return self._save(copied, draft, names)
+
+            return make
+
+        return self._beside(prepare)
 
     def _save(self, parts: Sequence[Part], draft: Draft, tags: Sequence[str]) -> Commit:
-        with self._line.alone():
-            with self._line.all_or_nothing():
-                for part in parts:
-                    self._stage_tensors(part.name, part.tensors, part.metadata)
+        with self._line.apart():
+            for part in parts:
+                self._stage_tensors(part.name, part.tensors, part.metadata)
             return self._land(draft, tags)
 
     def load_into(
@@ -536,7 +559,7 @@ class Repository:
 
     def remove_commit_observer(self, observer: CommitObserver) -> None:
         """Undo :meth:`add_commit_observer`; harmless when it was not added."""
-        if observer in self._observers:
+        with contextlib.suppress(ValueError):
             self._observers.remove(observer)
 
     # -- read
@@ -867,10 +890,12 @@ class Repository:
         """Every branch and the commit it points at."""
         return self.history.branches()
 
+    @threads.uninterrupted
     def create_branch(self, name: str, ref: str = "HEAD") -> None:
         """Make a branch that points at a commit; HEAD does not move. Raises AlreadyExistsError."""
         self.history.create_branch(check_ref_name(name), self.resolve(ref))
 
+    @threads.uninterrupted
     def delete_branch(self, name: str, *, force: bool = False) -> None:
         """Delete a branch. Raises ConflictError when its commits are on no other branch or tag, unless ``force``."""
         tip = self.history.branch_tip(name)
@@ -883,11 +908,13 @@ class Repository:
                 )
         self.history.delete_branch(name)
 
+    @threads.uninterrupted
     def rename_branch(self, old: str, new: str) -> None:
         """Give a branch another name."""
         self.history.rename_branch(old, check_ref_name(new))
         self._line.follow_rename(old, new)
 
+    @threads.uninterrupted
     def tag(self, name: str, ref: str = "HEAD", message: str | None = None, *, force: bool = False) -> None:
         """Name a commit for good. Raises AlreadyExistsError unless ``force``."""
         self.history.create_tag(check_ref_name(name, "tag"), self.resolve(ref), message=message, force=force)
@@ -896,6 +923,7 @@ class Repository:
         """Every tag and the commit it names."""
         return self.history.tags()
 
+    @threads.uninterrupted
     def delete_tag(self, name: str) -> None:
         """Delete a tag; the commit stays."""
         self.history.delete_tag(name)
@@ -924,8 +952,7 @@ class Repository:
     def _switch_to_new(self, branch: str, *, force: bool) -> CheckoutResult:
         check_ref_name(branch)
         if self.history.head().commit is None:
-            self.history.set_head(branch=branch, reason=f"checkout: moving to {branch}")
-            self.pin()
+            self._point_head(branch, None, f"checkout: moving to {branch}")
             return CheckoutResult("", branch)
         self.create_branch(branch)
         return self._move_head(branch, everything=False, force=force, stay=not force)
@@ -1001,12 +1028,16 @@ class Repository:
         if force:
             self._line.drop_staged()
         reason = f"checkout: moving from {head.branch or head.commit or ''} to {ref}"
-        with self.history.operation(files=True):
-            self.history.set_head(branch=branch, commit=None if branch else commit, reason=reason)
-        self.pin()
+        self._point_head(branch, None if branch else commit, reason)
         there = set(self.worktree.materialised(new))
         states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in there))
         return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove, states)
+
+    @threads.uninterrupted
+    def _point_head(self, branch: str | None, commit: str | None, reason: str) -> None:
+        with self.history.operation(files=True):
+            self.history.set_head(branch=branch, commit=commit, reason=reason)
+        self.pin()
 
     def _diff(self, old: str | None, new: str) -> Diff:
         before = self._reader.at(old) if old else {}

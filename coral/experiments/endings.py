@@ -27,7 +27,7 @@ Failure = dict[str, Json]
 class Endable(Protocol):
     """A live run."""
 
-    thread_id: int
+    thread_id: int | None
 
     def finish(self, status: ExperimentStatus, failure: Failure | None) -> None:
         """End it, if it has not ended; never raises because of the storage."""
@@ -48,13 +48,19 @@ _state = _State()
 
 
 def watch(run: Endable) -> None:
-    """End this run when the process ends; call :func:`forget` once it has ended."""
+    """End this run when the process ends; call :func:`forget` once it has ended.
+
+    Signals count once they are caught, see :func:`coral.verbs.signals.catch`.
+    """
     global _state
     if _state.pid != os.getpid():
         _state = _forked(_state)
     _state.live[id(run)] = run
     _hook_once()
-    signals.listen(_listener)
+    try:
+        signals.listen(_listener)
+    except signals.DyingError:
+        signals.stay()
 
 
 def forget(run: Endable) -> None:

@@ -13,9 +13,9 @@ import os
 import re
 import stat
 import time
-import warnings
 from collections.abc import Callable
 
+from coral import threads
 from coral.errors import CoralError
 from coral.experiments.backend import Query, Totals
 from coral.experiments.columns import Mode
@@ -140,7 +140,7 @@ class Index:
             table.add_malformed(runs[0], keys[0])
             if is_new:
                 self._told.add(runs[0])
-                warnings.warn(f"the experiment file {runs[0]}.json is left out: {error}", RuntimeWarning, stacklevel=2)
+                threads.warn(f"the experiment file {runs[0]}.json is left out: {error}")
 
     def _tell_of_malformed(self, table: Table) -> None:
         """Warn of what another process found to be malformed: each process is told once."""
@@ -148,7 +148,7 @@ class Index:
             if not table.text["status"][row] and run not in self._told:
                 self._told.add(run)
                 text = f"the experiment file {run}.json is left out: it is not the file of a run"
-                warnings.warn(text, RuntimeWarning, stacklevel=3)
+                threads.warn(text)
 
     def _load(self) -> Table | None:
         try:

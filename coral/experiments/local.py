@@ -12,13 +12,12 @@ import contextlib
 import difflib
 import os
 import re
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from coral import forks, threads
 from coral.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -77,10 +76,8 @@ class _Journaled:
             self._lost += lost
             run = self.record.experiment
             run.dropped_points += lost
-            warnings.warn(
+            threads.warn(
                 f"{lost} lines of the journal of run {run.experiment_id} are damaged: what they said is lost",
-                RuntimeWarning,
-                stacklevel=2,
             )
 
 
@@ -151,7 +148,7 @@ class LocalBackend:
         self._artifacts = artifacts
         self._index = Index(storage)
         self._followed: dict[str, _Journaled] = {}
-        self._mutex = threading.RLock()
+        self._mutex = forks.rlock()
 
     # -- live runs
 
@@ -214,7 +211,7 @@ class LocalBackend:
             with self._locked():
                 return self._fold(self._read_waiting(start, sink))
         except (CoralError, OSError) as error:
-            warnings.warn(f"run {start.run} has ended but is not folded yet: {error}", RuntimeWarning, stacklevel=4)
+            threads.warn(f"run {start.run} has ended but is not folded yet: {error}")
             return self._read_waiting(start, sink).record.experiment
 
     # -- reading
@@ -432,7 +429,7 @@ class LocalBackend:
                 except (CoralError, OSError) as error:
                     if isinstance(error, CorruptionError):
                         text = f"the run {run} is left out: {error.message}"
-                        warnings.warn(text, RuntimeWarning, stacklevel=4)
+                        threads.warn(text)
                     continue
                 live[run] = one
                 ended |= self._settled(run, one)

@@ -8,9 +8,9 @@ and what stands before the ``@`` of a URL.
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Final
 
+from coral import threads
 from coral.experiments.scalars import Json
 
 REDACTED: Final = "[redacted]"
@@ -99,4 +99,4 @@ def _warn(names: list[str]) -> None:
     if names and not _warned:
         _warned.append(True)
         shown = ", ".join(repr(name) for name in dict.fromkeys(names))
-        warnings.warn(f"{shown}: what looks like a secret is kept as {REDACTED!r}", UserWarning, stacklevel=5)
+        threads.warn(f"{shown}: what looks like a secret is kept as {REDACTED!r}", UserWarning)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings
 from coral.experiments.backend import RunSink
@@ -20,10 +20,13 @@ from coral.experiments.fold import Fold
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.scalars import MAX_STEP, Json, number, plain, tagged, whole
+from coral.verbs import signals
 
 if TYPE_CHECKING:
     from coral.history import Commit
     from coral.repository import Repository
+
+_FOLDING_SECONDS = 0.1
 
 
 class Run(Experiment):
@@ -40,12 +43,14 @@ class Run(Experiment):
         for one in fields(experiment):
             setattr(self, one.name, getattr(experiment, one.name))
         self.repo = repo
-        self.thread_id = threading.get_ident()
+        self.thread_id = threads.caller().ident
         self._pid = os.getpid()
         self._sink: RunSink | None = sink
         self._point: Callable[[str, float, int | None], None] = sink.point
-        self._ending = threading.Lock()
-        self._changing = threading.RLock()
+        self._ending = forks.lock()
+        self._changing = forks.lock()
+        self._unfolded: deque[Event] = deque()
+        self._is_answer_owed = False
         self._at_end: list[Callable[[], None]] = []
         self._fold = Fold(self, History())
         self._warned = False
@@ -188,7 +193,7 @@ class Run(Experiment):
         try:
             ref = self.artifact_store.put_bytes(content.data)
         except (CoralError, OSError) as error:
-            warnings.warn(f"artifact {content.name} is not kept: {error}", RuntimeWarning, stacklevel=3)
+            threads.warn(f"artifact {content.name} is not kept: {error}")
             return None
         kept: Event = {"name": content.name, "kind": content.kind, "nbytes": len(content.data), "ref": ref}
         self._record({"e": "a", "v": kept})
@@ -205,6 +210,8 @@ class Run(Experiment):
             commit_hash: the commit to pin as its result, by any ref; None keeps the last one linked.
             status: how it ended.
 
+        A call that is interrupted (Ctrl-C) ends the run all the same; the next one then only returns it.
+
         Raises:
             ConflictError: it has ended already, or another process owns it.
         """
@@ -213,25 +220,20 @@ class Run(Experiment):
             raise UsageError(f"a run cannot end as {final}", hint="'completed', 'failed' or 'cancelled'")
         self.repo.flush()
         pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
-        if not self._finish(final, None, pinned):
-            raise self._has_ended()
-        return self
+        return self._end(final, None, pinned)
 
     def fail(self, error_message: str | None = None) -> Experiment:
         """End the run as FAILED. Raises ConflictError as :meth:`end` does."""
         self.repo.flush()
         failure: endings.Failure = {"kind": "error", "message": plain(error_message) if error_message else None}
-        if not self._finish(ExperimentStatus.FAILED, failure):
-            raise self._has_ended()
-        return self
+        return self._end(ExperimentStatus.FAILED, failure)
 
     def cancel(self, reason: str | None = None) -> Experiment:
         """End the run as CANCELLED. Raises ConflictError as :meth:`end` does."""
         failure: endings.Failure | None = {"kind": "cancelled", "message": plain(reason)} if reason else None
-        if not self._finish(ExperimentStatus.CANCELLED, failure):
-            raise self._has_ended()
-        return self
+        return self._end(ExperimentStatus.CANCELLED, failure)
 
+    @threads.uninterrupted
     def close(self) -> None:
         """Let go of the run without ending it; harmless once it has ended.
 
@@ -244,37 +246,53 @@ class Run(Experiment):
             sink.close()
 
     def finish(self, status: ExperimentStatus, failure: endings.Failure | None) -> None:
-        """End the run unless it has ended; never raises because of the storage."""
-        self.repo.settle_quietly()
+        """End the run unless it has ended; never raises because of the storage.
+
+        One whose last commit, made beside the program, failed is not COMPLETED.
+        """
+        lost = self.repo.failure()
+        if lost is not None and status == ExperimentStatus.COMPLETED:
+            status, failure = endings.describe(lost)
         with contextlib.suppress(ConflictError):
             self._finish(status, failure)
+        signals.let_go()
 
+    def _end(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> Self:
+        if not self._finish(status, failure, pinned) and not self._is_answer_owed:
+            raise self._has_ended()
+        self._is_answer_owed = False
+        signals.let_go()
+        return self
+
+    @threads.uninterrupted
     def _finish(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> bool:
+        """End it; False when it has ended. Whoever comes while it is being ended waits for that."""
         if self.owner == "process" and self._pid != os.getpid():
             raise ConflictError("this run belongs to the parent process", hint="end it there")
-        # Not blocking: a signal may arrive in the middle of end().
-        if self._sink is None or not self._ending.acquire(blocking=False):
-            return False
-        sink = self._sink
-        try:
+        with self._ending:
+            sink = self._sink
+            if sink is None:
+                return False
             if pinned is not None and all(commit.commit_hash != pinned for commit in self.commits):
                 self._link(self.repo.history.commit(pinned))
             failure = redact_params({**failure}) if failure else None
             event: Event = {"e": "end", "status": str(status), "failure": failure, "commit": pinned}
-            kept = sink.finish(event)
+            try:
+                kept = sink.finish(event)
+            finally:
+                self._let_go()
             for one in fields(kept):
                 setattr(self, one.name, getattr(kept, one.name))
-            self._let_go()
-        finally:
-            self._ending.release()
+            self._is_answer_owed = True
         return True
 
     def _let_go(self) -> None:
         self._sink = None
         self._point = self._refuse
         self.repo.remove_commit_observer(self)
-        for action in self._at_end:
-            action()
+        with contextlib.ExitStack() as actions:
+            for action in reversed(self._at_end):
+                actions.callback(action)
 
     def __enter__(self) -> Self:
         return self
@@ -286,6 +304,7 @@ class Run(Experiment):
             self.close()
         elif error is None:
             self.finish(ExperimentStatus.COMPLETED, None)
+            self.repo.flush()
         else:
             self.finish(*endings.describe(error))
 
@@ -308,7 +327,7 @@ class Run(Experiment):
         if not self._warned:
             self._warned = True
             text = f"run {self.experiment_id} does not list its commits for now ({error}); they name the run themselves"
-            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            threads.warn(text)
 
     def _link(self, commit: Commit) -> None:
         metrics: dict[str, Json] = {name: tagged(float(value)) for name, value in commit.metrics.items()}
@@ -323,8 +342,17 @@ class Run(Experiment):
     def _record(self, event: Event, *, durable: bool = False) -> None:
         # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).
         self._open().append(event, durable=durable)
-        with self._changing:
-            self._fold.apply({"t": to_ms(now()), **event})
+        self._unfolded.append({"t": to_ms(now()), **event})
+        # Nobody waits for long: who holds it folds this one, too, and may be what this call is on top of.
+        while self._unfolded and self._changing.acquire(timeout=_FOLDING_SECONDS):
+            try:
+                self._fold_waiting()
+            finally:
+                self._changing.release()
+
+    def _fold_waiting(self) -> None:
+        while self._unfolded:
+            self._fold.apply(self._unfolded.popleft())
 
     def _open(self) -> RunSink:
         if self._sink is None:

@@ -13,13 +13,13 @@ import math
 import os
 import threading
 import time
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments.journal import encode, line, quote
 from coral.experiments.scalars import Json, tagged
@@ -58,7 +58,7 @@ class Sink:
         self._renew = renew
         self._label = label
         self._clock = clock
-        self._lock = threading.RLock()  # a signal handler may come in the middle of an append
+        self._lock = forks.rlock()  # a signal handler may come in the middle of an append
         self._file: AppendFile | None = None
         self._refusing = False
         self._pending: deque[tuple[bool, bytes]] = deque()
@@ -72,7 +72,8 @@ class Sink:
         self._over = threading.Event()
         with self._lock:
             self._reconnect(clock())
-        threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: whoever logs on syncs what was before
+            threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True).start()
 
     def __del__(self) -> None:
         # The thread finds out by itself: whom Python's garbage collector calls must not wait for a lock.
@@ -188,10 +189,8 @@ class Sink:
         self._retry_at = now + RETRY_SECONDS
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            threads.warn(
                 f"{self._label} cannot be written for now ({error}); training goes on, what is logged waits in memory",
-                RuntimeWarning,
-                stacklevel=5,
             )
 
     def _hold(self, is_point: bool, data: bytes) -> None:

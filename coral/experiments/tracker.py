@@ -9,11 +9,11 @@ import platform
 import secrets
 import socket
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from coral import forks, threads
 from coral.errors import ConflictError, CoralError, CorruptionError, ExperimentNotFoundError, UsageError
 from coral.experiments import branches, endings
 from coral.experiments.backend import Query, TrackingBackend
@@ -35,6 +35,7 @@ from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_objective, as_params, as_status, as_tags
 from coral.experiments.scalars import Json, merge, shown
+from coral.verbs import signals
 
 if TYPE_CHECKING:
     from coral.repository import Repository
@@ -57,6 +58,7 @@ class ExperimentTracker:
         self.repo = repo
         self._backend = backend or LocalBackend(repo.storage, _LazyStore(repo))
         self._run: Run | None = None
+        self._starting = forks.lock()
 
     # -- live runs
 
@@ -92,14 +94,13 @@ class ExperimentTracker:
             ConflictError: this tracker has an active run.
             UsageError: an argument makes no sense.
         """
-        self._check_free()
         run = _new_run(name, params, tags, owner)
         run.group = _group(group)
         run.description, run.notes = _clean(description, "description"), _clean(notes, "notes")
         kept = redact_params({str(key): str(value) for key, value in (labels or {}).items()})
         run.labels = {key: str(value) for key, value in kept.items()}
         run.objective = checked_objective(as_objective(objective or {}))
-        return self._begin(run, None)
+        return self._start(lambda: self._begin(run, None))
 
     run = start  # reads better in ``with tracker.run("name") as run:``
 
@@ -123,7 +124,6 @@ class ExperimentTracker:
         Raises:
             ConflictError: the parent is still running, or this tracker has an active run.
         """
-        self._check_free()
         parent = self.get(experiment_id)
         if not parent.status.is_final:
             raise ConflictError(f"run {parent.experiment_id} is still running", hint="end it first")
@@ -131,7 +131,7 @@ class ExperimentTracker:
         run.description, run.group = parent.description, parent.group
         run.labels, run.objective = dict(parent.labels), dict(parent.objective)
         run.parent_experiment = parent.experiment_id
-        return self._begin(run, parent.commit_hash)
+        return self._start(lambda: self._begin(run, parent.commit_hash))
 
     def attach(self, experiment_id: str) -> Run:
         """Go on with a run of the shell from this process; ``close()``, or leaving a ``with``, only lets go of it.
@@ -141,7 +141,9 @@ class ExperimentTracker:
         Raises:
             ConflictError: it has ended, a process owns it, or this tracker has an active run.
         """
-        self._check_free()
+        return self._start(lambda: self._attach(experiment_id))
+
+    def _attach(self, experiment_id: str) -> Run:
         experiment, sink = self._backend.attach(experiment_id)
         run = self._run = Run(experiment, sink, self.repo)
         previous = self.repo.branch
@@ -403,6 +405,25 @@ class ExperimentTracker:
                 hint="end it first, or use another ExperimentTracker (and Repository) for a run at the same time",
             )
 
+    def _start(self, begin: Callable[[], Run]) -> Run:
+        """Have a run begin; one whose start is interrupted is not left behind."""
+        signals.catch()
+        before = self._run
+        try:
+            return threads.undisturbed(lambda: self._start_alone(begin))
+        except BaseException as error:
+            begun = self._run
+            if begun is not None and begun is not before:
+                begun.close() if begun.owner == "shell" else begun.finish(*endings.describe(error))
+            raise
+        finally:
+            signals.let_go()
+
+    def _start_alone(self, begin: Callable[[], Run]) -> Run:
+        with self._starting:
+            self._check_free()
+            return begin()
+
     def _begin(self, experiment: Experiment, commit: str | None) -> Run:
         previous = self.repo.branch
         with branches.one_at_a_time(self.repo):
@@ -444,7 +465,7 @@ class ExperimentTracker:
         try:
             return self._backend.load(experiment_id)
         except CorruptionError as error:
-            warnings.warn(f"the run {experiment_id} is left out: {error.message}", RuntimeWarning, stacklevel=4)
+            threads.warn(f"the run {experiment_id} is left out: {error.message}")
             return None
         except CoralError:
             return None

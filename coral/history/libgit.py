@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import pygit2
 from pygit2.enums import ConfigLevel, ObjectType, RepositoryOpenFlag
 
+from coral import threads
 from coral.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -290,7 +290,7 @@ class Handle:
         for name in self.damaged_refs(prefix):
             if name not in self._told:
                 self._told.add(name)
-                warnings.warn(f"the ref {name} is damaged, and left out: run coral fsck", RuntimeWarning, stacklevel=4)
+                threads.warn(f"the ref {name} is damaged, and left out: run coral fsck")
         return dict(sorted(found.items()))
 
     def damaged_refs(self, prefix: str) -> list[str]:

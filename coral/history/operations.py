@@ -14,9 +14,9 @@ import os
 import pwd
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -76,9 +76,13 @@ class Operation:
 class _Current:
     """The operation that a thread is in the middle of."""
 
+    log: OperationLog
     id: str
     command: str | None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+_current: ContextVar[_Current | None] = ContextVar("operation", default=None)
 
 
 class OperationLog:
@@ -90,28 +94,31 @@ class OperationLog:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._current = threading.local()
 
     @contextlib.contextmanager
     def operation(self, command: str | None, **extra: object) -> Iterator[None]:
-        """All moves inside, by this thread, are one operation; the outermost counts.
+        """All moves inside, by this thread and those that work for it, are one operation; the outermost counts.
 
         Args:
             command: what is done, for people; None takes each move's own reason.
             extra: fields of :class:`Operation`.
         """
-        if getattr(self._current, "value", None) is not None:
+        if self._under_way() is not None:
             yield
             return
-        self._current.value = _Current(_new_id(), command, extra)
+        before = _current.set(_Current(self, _new_id(), command, extra))
         try:
             yield
         finally:
-            self._current.value = None
+            _current.reset(before)
+
+    def _under_way(self) -> _Current | None:
+        current = _current.get()
+        return current if current is not None and current.log is self else None
 
     def append(self, reason: str, moves: Sequence[Move], *, renames: bool = False, **extra: object) -> None:
         """Note that refs have moved. What goes wrong is passed over."""
-        current: _Current | None = getattr(self._current, "value", None)
+        current = self._under_way()
         line = {
             "id": current.id if current is not None else _new_id(),
             "time": int(time.time() * 1000),

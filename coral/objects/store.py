@@ -105,11 +105,10 @@ class ChunkStore:
             started = _be_nice if quiet else None
             self._pools[quiet] = ThreadPoolExecutor(self.threads, thread_name_prefix="coral", initializer=started)
         once = Once(job, *args, **kwargs)
-        try:
+        # At the end of the interpreter no pool takes jobs any more, and a commit under way must still be finished.
+        with contextlib.suppress(RuntimeError):
             return self._pools[quiet].submit(once)
-        except RuntimeError:
-            # At the end of the interpreter, too, when no pool takes jobs any more: a commit under way is finished.
-            return done(once.instead)
+        return done(once.instead)
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:

@@ -73,11 +73,11 @@ class DirectFile(NewFile):
         offset = self.size - BUFFER_BYTES
         # The job holds this file, which is therefore never let go of while a write is under way.
         job = Once(self._write_page, page, offset)
-        try:
+        # There may be no thread to be had, or none any more, and a commit that is under way must still be finished.
+        with contextlib.suppress(RuntimeError):
             self._writing.append(self._thread.submit(job))
-        except RuntimeError:
-            # There is no thread to be had, or none any more, and a commit that is under way must still be finished.
-            job.instead()
+            return
+        job.instead()
 
     def _empty_page(self) -> _Page:
         if len(self._writing) < _BUFFERS:

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from coral.errors import ConflictError, NothingToCommitError, RefNotFoundError, UnsupportedValueError, UsageError
+from coral.errors import (
+    ConflictError,
+    LockedError,
+    NothingToCommitError,
+    RefNotFoundError,
+    UnsupportedValueError,
+    UsageError,
+)
 from coral.history.commit import MAX_STEP, ROOT
 from coral.ids import chunk_id
 
@@ -45,7 +52,13 @@ class Draft:
 
 
 def land(
-    history: History, overlay: Mapping[str, Manifest | None], draft: Draft, *, branch: str | None, base: str | None
+    history: History,
+    overlay: Mapping[str, Manifest | None],
+    draft: Draft,
+    *,
+    branch: str | None,
+    base: str | None,
+    written: Callable[[str], None] = lambda commit: None,
 ) -> Commit:
     """Commit an overlay on a branch (or on a detached HEAD), by compare-and-swap.
 
@@ -53,6 +66,8 @@ def land(
         overlay: what changes, by part; its chunks must be durable already.
         branch: the branch to move; None moves a detached HEAD.
         base: the commit that the overlay was laid over.
+        written: told of the commit that the branch is about to be moved to. Whatever is raised afterwards, the branch
+            itself says whether it was.
 
     Raises:
         NothingToCommitError: the overlay changes nothing.
@@ -63,7 +78,7 @@ def land(
         for name, manifest in overlay.items()
     }
     for _ in range(_ATTEMPTS):
-        tip = history.branch_tip(branch) if branch is not None else history.head().commit
+        tip = _tip(history, branch)
         if tip is None and base is not None:
             raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
         if tip != base:
@@ -84,12 +99,21 @@ def land(
             time=draft.time,
             sign=draft.sign,
         )
+        written(commit.commit_hash)
         try:
             _move(history, branch, commit, tip)
+        except LockedError:
+            raise
         except ConflictError:
+            if _tip(history, branch) == tip:
+                raise  # no lost race: to try again would end no better
             continue
         return commit
     raise ConflictError(f"{branch or 'HEAD'} kept moving under {_ATTEMPTS} attempts to commit", hint="try again")
+
+
+def _tip(history: History, branch: str | None) -> str | None:
+    return history.branch_tip(branch) if branch is not None else history.head().commit
 
 
 def _trailers(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, str | None]) -> Mapping[str, str]:

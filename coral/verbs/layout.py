@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coral import threads
 from coral.errors import RepositoryNotFoundError, StorageError
 from coral.git.enclosing import common_dir, exclude_file
 from coral.storage.folder import Folder
@@ -87,10 +87,10 @@ def open_store(folder: Folder, config: Config) -> ChunkStore:
 def _warn_of_network(project: Path) -> None:
     kind = network_file_system(project)
     if kind is not None:
-        warnings.warn(
+        threads.warn(
             f"{project} is on a network file system ({kind}), whose server decides what locks and fsync are worth; "
             "keep the repository on a local disk where you can",
-            stacklevel=4,
+            UserWarning,
         )
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from coral import forks, threads
 from coral.errors import ConflictError, CoralError, NothingToCommitError, PartNotFoundError, RefNotFoundError
 from coral.format.names import check_part_name, check_ref_name
 from coral.verbs.commit import Draft, land
@@ -51,7 +52,7 @@ class Line:
         self._store = store
         self._staging = staging
         self._durable = durable
-        self._lock = threading.RLock()
+        self._lock = forks.rlock()
         self._pid = os.getpid()
         self._owner = 0
         self._is_busy = False
@@ -67,6 +68,7 @@ class Line:
 
     # -- the branch
 
+    @threads.one_at_a_time
     def pin(self, branch: str | None = None) -> str | None:
         """Fix the branch; None takes the one HEAD is on now. Raises RefNotFoundError when there is no such branch."""
         head = self._history.head()
@@ -118,6 +120,7 @@ class Line:
             hint = f"the history of {self._pinned!r}, where HEAD is for this object, does not reach that far"
             raise RefNotFoundError(f"{ref!r} names no commit", hint=hint) from None
 
+    @threads.one_at_a_time
     def move(self, commit: str, reason: str) -> None:
         """Point the branch, or the detached HEAD, at another commit, and forget what was staged."""
         with self._busy():
@@ -136,15 +139,16 @@ class Line:
         """Let no other thread stage or commit meanwhile; may be nested."""
         if self._pid != os.getpid():
             self._after_fork()
-        with self._lock:
-            owner, self._owner = self._owner, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._owner = owner
+        threads.take(self._lock)
+        owner, self._owner = self._owner, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._owner = owner
+            self._lock.release()
 
     def check_not_inside(self) -> None:
-        """Raise ConflictError in a signal handler that came in the middle of staging or committing."""
+        """Raise ConflictError in a signal handler or a callback that came in the middle of staging or committing."""
         if self._owner == threading.get_ident():
             raise _in_the_middle()
 
@@ -159,14 +163,17 @@ class Line:
                 yield
             finally:
                 self._is_busy = False
-                if self._writer is None and (self._durable or not self._staging.peek().parts):
-                    self._let_go()
+                self._let_go_if_clean()
 
     def _hold(self) -> None:
         """Keep garbage collection from what is being staged, until a commit or the shell's staging area names it."""
         if not self._is_holding:
             self._holding.enter_context(self._store().held())
             self._is_holding = True
+
+    def _let_go_if_clean(self) -> None:
+        if self._writer is None and (self._durable or not self._staging.peek().parts):
+            self._let_go()
 
     def _let_go(self) -> None:
         self._is_holding = False
@@ -178,9 +185,8 @@ class Line:
             raise ConflictError("this repository object has parts staged", hint="commit them first, or unstage them")
 
     def _after_fork(self) -> None:
-        # The open pack is the parent's, and so is what was staged into it; a thread that held the lock is not here.
+        # The open pack is the parent's, and so is what was staged into it.
         self._pid = os.getpid()
-        self._lock = threading.RLock()
         self._owner = 0
         self._is_busy = False
         self._opened = None
@@ -209,18 +215,25 @@ class Line:
         return dict(self._staging.peek().parts)
 
     @contextlib.contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """What is staged inside is staged together, or not at all."""
-        with self.alone():
-            with self.overlay() as overlay:
-                base, parts = overlay.base, dict(overlay.parts)
-            try:
-                yield
-            except BaseException:
-                with self.overlay() as overlay:
-                    overlay.base, overlay.parts = base, parts
-                raise
+    def apart(self) -> Iterator[None]:
+        """What is staged inside is laid over what this thread has staged already, and committed inside; or not at all.
 
+        What another thread has staged is left to it.
+        """
+        with self.alone():
+            try:
+                with self.overlay() as overlay:
+                    is_own = overlay.stager_beside(threads.caller()) is None
+                    self._opened = overlay.copy() if is_own else Overlay()
+                    yield
+            except BaseException:
+                if not self._staging.peek().parts:
+                    self._discard()
+                raise
+            finally:
+                self._let_go_if_clean()
+
+    @threads.one_at_a_time
     def stage(self, name: str, build: Callable[[StoreWriter, Parent], Manifest]) -> Manifest:
         """Stage a part that ``build`` makes of the store's writer and of what was last stored under this name."""
         check_part_name(name)
@@ -232,10 +245,23 @@ class Line:
             manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
             if self._durable:
                 self._seal()
-            with self.overlay() as overlay:
+            with self._own_overlay() as overlay:
                 self._rebase_if_clean(overlay)
                 overlay.parts[name] = manifest
             return manifest
+
+    @contextlib.contextmanager
+    def _own_overlay(self) -> Iterator[Overlay]:
+        """The overlay, to be changed. Raises ConflictError when another thread is in the middle of staging."""
+        with self.overlay() as overlay:
+            other = overlay.stager_beside(threads.caller())
+            if other is not None:
+                raise ConflictError(
+                    f"the thread {other.name!r} has parts staged in this repository object",
+                    hint="save() stages and commits in one; to stage by hand, give each thread a Repository of its own",
+                )
+            yield overlay
+            overlay.stager = None if self._durable else threads.caller()
 
     def _parent_of(self, name: str) -> Parent:
         """The part as this object last staged it, else as the next commit holds it so far."""
@@ -250,18 +276,20 @@ class Line:
             self._parents[name] = Parent(records, store.chunk_ids, None if self._durable else store.memory)
         return self._parents[name]
 
+    @threads.one_at_a_time
     def unstage(self, names: tuple[str, ...]) -> None:
         """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""
-        with self._busy(), self.overlay() as overlay:
+        with self._busy(), self._own_overlay() as overlay:
             for name in names:
                 if name not in overlay.parts:
                     raise PartNotFoundError(f"{name!r} is not staged", hint="'coral status' lists what is")
             for name in names or tuple(overlay.parts):
                 overlay.parts.pop(name, None)
 
+    @threads.one_at_a_time
     def stage_removal(self, names: tuple[str, ...]) -> None:
         """Have the next commit hold these parts no more."""
-        with self._busy(), self.overlay() as overlay:
+        with self._busy(), self._own_overlay() as overlay:
             self._rebase_if_clean(overlay)
             tip = self.position()[1]
             for name in names:
@@ -270,6 +298,7 @@ class Line:
                 else:
                     overlay.parts.pop(name, None)
 
+    @threads.one_at_a_time
     def drop_staged(self) -> None:
         """Forget what was staged."""
         with self._busy():
@@ -323,17 +352,18 @@ class Line:
                     raise
                 landed = self._try_to_land(overlay, draft)
             # Raised out here, because the overlay is kept only when its context ends without an error.
-            if isinstance(landed, ConflictError):
+            if isinstance(landed, BaseException):
                 raise landed
             self._tip = landed.commit_hash
             return landed
 
-    def _try_to_land(self, overlay: Overlay, draft: Draft) -> Commit | ConflictError:
+    def _try_to_land(self, overlay: Overlay, draft: Draft) -> Commit | BaseException:
         branch, tip = self.position()
         if self._is_pinned and branch is None and self._history.head() != (None, self._tip):
             return ConflictError("HEAD was detached and has moved since", hint="pin() takes up where it is now")
+        written: list[str] = []
         try:
-            commit = land(self._history, overlay.parts, draft, branch=branch, base=overlay.base)
+            commit = land(self._history, overlay.parts, draft, branch=branch, base=overlay.base, written=written.append)
         except NothingToCommitError as error:
             overlay.clear()
             return error
@@ -341,8 +371,20 @@ class Line:
             # Told of it once, the caller may commit again: on top of what is there now.
             overlay.base = tip
             return error
+        except BaseException as error:
+            # The disk may have refused what comes after the move.
+            if not written or not self._has_landed(written[-1]):
+                raise
+            overlay.clear()
+            return error
         overlay.clear()
         return commit
+
+    def _has_landed(self, commit: str) -> bool:
+        with contextlib.suppress(CoralError):
+            tip = self.position()[1]
+            return tip is not None and self._history.is_ancestor(commit, tip)
+        return False
 
     def _rebase_if_clean(self, overlay: Overlay) -> None:
         """An empty overlay lies over the branch's tip, wherever that is now."""

@@ -1,31 +1,41 @@
 """Commits that are made while training goes on.
 
 One at a time, each in a thread of its own: the next one waits for the one before, which keeps their order and bounds
-the memory. Python waits for such threads before it exits, and so does a signal that would kill the process.
+the memory. The process waits for them before it exits, and so does a signal that would kill it. A failure that nobody
+asked for is told by the next commit, or else at exit, and the process then ends with an exit status that is not 0.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import os
+import sys
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
+from weakref import WeakSet
 
+from coral import forks, threads
+from coral.errors import ConflictError
 from coral.verbs import signals
 
 if TYPE_CHECKING:
     from coral.history import Commit
 
+    Make = Callable[[Callable[[], None]], Commit]
+
 
 class PendingCommit:
-    """A commit on its way; it is made whole or not at all, whether or not anybody asks for it."""
+    """A commit on its way; it is made whole or not at all, whether or not anybody asks for it.
+
+    Attributes:
+        was_told: whether somebody knows how it went.
+    """
 
     def __init__(self, future: Future[Commit]) -> None:
         self._future = future
-        self._was_told = False
+        self.was_told = False
 
     def done(self) -> bool:
         """Whether it is made, or has failed."""
@@ -43,7 +53,7 @@ class PendingCommit:
         """
         with contextlib.suppress(TimeoutError):
             self._future.exception(timeout)
-            self._was_told = True
+            self.was_told = True
         return self._future.result(0)
 
     def wait(self) -> None:
@@ -51,10 +61,9 @@ class PendingCommit:
         self._future.exception()
 
     def failure(self) -> BaseException | None:
-        """What went wrong, unless somebody was told of it already; waits. Who asks, is told."""
+        """What went wrong, unless somebody was told of it already; waits."""
         error = self._future.exception()
-        told, self._was_told = self._was_told, True
-        return None if told else error
+        return None if self.was_told else error
 
     def __repr__(self) -> str:
         if not self.done():
@@ -64,28 +73,40 @@ class PendingCommit:
 
 
 class Background:
-    """Makes the commits of one repository object beside its caller, one at a time."""
+    """Makes the commits of one repository object beside its callers, one at a time. Threads may share it."""
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._turn = forks.rlock()
         self._latest: PendingCommit | None = None
+        _all.add(self)
+        forks.tell(self)
 
-    def start(self, make: Callable[[Callable[[], None]], Commit]) -> PendingCommit:
-        """Make a commit in a thread of its own.
+    def start(self, prepare: Callable[[], Make]) -> PendingCommit:
+        """Make a commit in a thread of its own, once the one before it is made.
 
         Args:
-            make: makes it, and calls what it is given as soon as nobody else can get in between.
+            prepare: copies what the commit is to be made of, and returns what makes it, which calls what it is given as
+                soon as nobody else can get in between. No other commit is prepared meanwhile.
 
         Raises:
             CoralError: the commit before this one failed, and nobody was told yet; this one is not made.
+            ConflictError: no thread can be started.
         """
-        self.settle()
+        with contextlib.suppress(signals.DyingError):
+            threads.take(self._turn)
+            try:
+                self.settle()
+                return self._start(prepare())
+            finally:
+                self._turn.release()
+        signals.stay()
+
+    def _start(self, make: Make) -> PendingCommit:
         future: Future[Commit] = Future()
-        begun = threading.Event()
-        pending = self._latest = PendingCommit(future)
-        signals.listen(self)
+        begun, caller = threading.Event(), threads.caller()
 
         def run() -> None:
+            threads.work_for(caller)
             try:
                 future.set_result(make(begun.set))
             except BaseException as error:
@@ -93,42 +114,125 @@ class Background:
             finally:
                 begun.set()
 
-        # Not a daemon: Python waits for it before it exits.
-        threading.Thread(target=run, name="coral-commit", daemon=False).start()
+        signals.listen(self)
+        try:
+            _run_beside(run)
+        except BaseException:
+            signals.ignore(self)
+            raise
+        # Not earlier: who finds it waits for it, and now there is somebody to keep it.
+        pending = self._latest = PendingCommit(future)
         begun.wait()
+        if _is_over:
+            _tell_of(pending)
         return pending
 
     def settle(self) -> None:
         """Wait for the commit under way. Raises what went wrong with it, unless its caller was told already."""
-        pending = self._of_this_process()
-        if pending is None:
-            return
-        error = pending.failure()
-        self._latest = None
-        signals.ignore(self)
-        if error is not None:
+        pending = self._latest
+        error = self.failure()
+        if pending is not None and error is not None:
+            pending.was_told = True
+            self._forget(pending)
             raise error
 
-    def _of_this_process(self) -> PendingCommit | None:
-        if self._pid != os.getpid():
-            # A forked child has the parent's thread no more than its commit.
-            self._pid, self._latest = os.getpid(), None
-        return self._latest
+    def failure(self) -> BaseException | None:
+        """As :meth:`settle`, but what went wrong is returned, and still to be told."""
+        pending = self._latest
+        error = pending.failure() if pending is not None else None
+        if pending is not None and error is None:
+            self._forget(pending)
+        return error
 
-    def warn_of_failure(self) -> None:
-        """As :meth:`settle`, with a warning in place of an error: where a run must end whatever happens."""
-        try:
-            self.settle()
-        except Exception as error:
-            warnings.warn(f"a commit that was under way failed: {error}", stacklevel=2)
+    def _forget(self, pending: PendingCommit) -> None:
+        if self._latest is pending:
+            self._latest = None
+            signals.ignore(self)
 
-    # -- signals
+    def after_fork(self) -> None:
+        """A forked child has the parent's thread no more than its commit."""
+        self._latest = None
+
+    # -- the end of the process
 
     def before_death(self, number: int) -> None:
         """Finish the commit under way before the signal kills the process."""
-        pending = self._of_this_process()
-        if pending is not None:
-            pending.wait()
+        self._turn.acquire()  # for good: nobody starts another one
+        if self._latest is not None:
+            _tell_of(self._latest)
 
     def noticed(self, number: int) -> None:
-        """The program's own handler decides; if the process exits, Python waits for the commit."""
+        """The program's own handler decides; if the process exits, it waits for the commit."""
+
+    def before_exit(self) -> None:
+        """Wait for the commit under way, and tell of what went wrong if nobody was told."""
+        if self._latest is not None:
+            _tell_of(self._latest)
+
+
+_all: WeakSet[Background] = WeakSet()
+_is_over = False
+
+
+def _run_beside(run: Callable[[], None]) -> None:
+    """Run in a thread; at the end of the process, when nothing waits for threads any more, in this one."""
+    if _is_over:
+        run()
+        return
+    try:
+        # Not a daemon: Python waits for it before it exits.
+        threading.Thread(target=run, name="coral-commit", daemon=False).start()
+    except RuntimeError as error:
+        if threading.main_thread().is_alive():
+            raise ConflictError(
+                f"the commit cannot be made beside the program: {error}",
+                hint="allow the process more threads or memory, or save with wait=True",
+            ) from error
+        run()
+
+
+def _tell_of(pending: PendingCommit) -> None:
+    """Wait for a commit; if it fails and nobody was told, tell as of an exception that nobody caught."""
+    error = pending.failure()
+    if error is None:
+        return
+    pending.was_told = True
+    error.__cause__, error.__suppress_context__ = None, True  # where in coral it came from, nobody asked
+    error.add_note("The commit that was made beside the program is lost, and nobody asked how it went.")
+    sys.excepthook(type(error), error, None)
+    if not isinstance(sys.stderr, _LastFlush):
+        sys.stderr = _LastFlush(sys.stderr)
+
+
+class _LastFlush:
+    """The standard error stream, which tells Python at its very end that something could not be written.
+
+    Python then exits with status 120: nothing else that runs at exit can change the exit status and let all others,
+    that run there too, have their turn.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.closed = False
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+        try:
+            sys._getframe(1)
+        except ValueError:  # called by no Python code, but by Python
+            raise OSError("a commit is lost") from None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def _at_exit() -> None:
+    global _is_over
+    _is_over = True
+    for background in list(_all):
+        background.before_exit()
+
+
+# As early as can be: what is registered later is called before, and may begin another commit.
+atexit.register(_at_exit)

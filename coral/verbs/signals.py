@@ -1,24 +1,33 @@
-"""What a signal that would end the process waits for: a commit under way, a run to be closed.
+"""What the end of a process waits for: a commit under way, a run to be closed.
 
-Handlers are chained, never replaced: a program's own handler decides whether its process ends, and is called as before.
-A signal whose default is to kill the process still kills it, with that exit status.
+A process ends by itself, or by a signal. Handlers of signals are chained, never replaced: a program's own handler
+decides whether its process ends, and is called as before. A signal whose default is to kill the process still kills it,
+with that exit status, when all is done that has to be.
+
+What has to be done may need a lock that the main thread holds just when the signal comes. So the handler, which runs on
+top of the main thread, waits for nothing: it wakes a thread that does, and the main thread goes on meanwhile.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
+
+from coral import forks
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Listener(Protocol):
-    """Someone who wants to know of such signals."""
+    """Someone who wants to know of the end."""
 
     def before_death(self, number: int) -> None:
         """The process is about to be killed by this signal; must not raise."""
@@ -27,44 +36,122 @@ class Listener(Protocol):
         """The program's own handler is about to deal with this signal."""
 
 
-_listeners: list[Listener] = []
-_previous: dict[int, _Handler] = {}
+class DyingError(Exception):
+    """The process is about to be killed: what is begun now would not be waited for."""
 
 
-def listen(listener: Listener) -> None:
-    """Tell a listener of signals from now on; from another thread than the main one, where Python allows no handler,
-    only if handlers are there already."""
-    if listener not in _listeners:
-        _listeners.append(listener)
+class _Watch:
+    """What this process knows of its signals."""
+
+    def __init__(self) -> None:
+        self.previous: dict[int, _Handler] = {}
+        self.lock = forks.rlock()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's threads, runs and commits; the handlers it has."""
+        self.listeners: list[Listener] = []
+        self.wakes: SimpleQueue[int] = SimpleQueue()
+        self.is_awaited = self.is_dying = False
+        self.pid = os.getpid()
+
+
+_watch = _Watch()
+forks.tell(_watch)
+
+
+def catch() -> None:
+    """Have the signals caught; Python allows that to the main thread alone, so in another one this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _SIGNALS:
         before = signal.getsignal(number)
         # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process.
-        if number not in _previous and before is not None and before is not signal.SIG_IGN:
-            _previous[number] = before
+        if number not in _watch.previous and before is not None and before is not signal.SIG_IGN:
+            _watch.previous[number] = before
             signal.signal(number, _on_signal)
+
+
+def listen(listener: Listener) -> None:
+    """Tell a listener of signals from now on, as far as they are caught; any thread may call this.
+
+    Raises:
+        DyingError: a signal came, and the process ends without another look at who listens.
+    """
+    with _watch.lock:
+        if _watch.is_dying and listener not in _watch.listeners:
+            raise DyingError
+        if listener not in _watch.listeners:
+            _watch.listeners.append(listener)
+        if not _watch.is_awaited:
+            with contextlib.suppress(RuntimeError):  # no thread to be had: the handler itself must wait, then
+                threading.Thread(target=_await_death, name="coral-signals", daemon=True).start()
+                _watch.is_awaited = True
 
 
 def ignore(listener: Listener) -> None:
     """Undo :func:`listen`; harmless when it was not called. The last one takes the handlers away."""
-    if listener in _listeners:
-        _listeners.remove(listener)
-    if _listeners or threading.current_thread() is not threading.main_thread():
+    with _watch.lock:
+        if listener in _watch.listeners and not _watch.is_dying:
+            _watch.listeners.remove(listener)
+    let_go()
+
+
+def let_go() -> None:
+    """Put the handlers back, if nobody listens, and this is the main thread."""
+    if _watch.listeners or threading.current_thread() is not threading.main_thread():
         return
-    for number in list(_previous):
+    for number in list(_watch.previous):
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, _previous.pop(number))
+            signal.signal(number, _watch.previous.pop(number))
+
+
+def stay() -> NoReturn:
+    """Wait for the end of a process that is about to be killed."""
+    while True:
+        threading.Event().wait()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    before = _previous.get(number)
+    before = _watch.previous.get(number)
     if callable(before):
-        for listener in list(_listeners):
+        for listener in list(_watch.listeners):
             listener.noticed(number)
         before(number, frame)
-        return
-    for listener in list(_listeners):
-        listener.before_death(number)
-    signal.signal(number, signal.SIG_DFL)
+    elif _watch.pid != os.getpid():
+        _kill(number)  # a child so fresh that it has not come to `after_fork`
+    elif _watch.is_awaited:
+        _watch.is_dying = True
+        _watch.wakes.put(number)
+    else:
+        _die(number)
+
+
+def _await_death() -> None:
+    _die(_watch.wakes.get())
+
+
+def _die(number: int) -> None:
+    with _watch.lock:
+        listeners = list(_watch.listeners)
+    for listener in listeners:
+        with contextlib.suppress(BaseException):  # whatever it is, the process must end
+            listener.before_death(number)
+    _kill(number)
+
+
+def _kill(number: int) -> None:
+    import ctypes  # not needed by those who only look
+
+    # Python lets the main thread alone do this, which may be at anything.
+    ctypes.pythonapi.PyOS_setsig(number, None)
     os.kill(os.getpid(), number)
+
+
+def _at_exit() -> None:
+    # The main thread went on, and has come to its end before the signal was dealt with: the signal is what ends it.
+    if _watch.is_dying:
+        stay()
+
+
+atexit.register(_at_exit)

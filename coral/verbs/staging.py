@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
 from coral.errors import CorruptionError, NotFoundError
@@ -33,14 +34,30 @@ class Overlay:
     Attributes:
         base: the commit that they were laid over, or None before the first commit.
         parts: name to new manifest, or to None for a part that is removed.
+        stager: the thread that staged them, in memory; None where it is not known.
+        under: the overlay that this one is a copy of.
     """
 
     base: str | None = None
     parts: dict[str, Manifest | None] = field(default_factory=dict)
+    stager: Thread | None = None
+    under: Overlay | None = None
 
     def clear(self) -> None:
-        self.base = None
+        """Forget what is staged; of a copy, what it was copied from too."""
+        self.base = self.stager = None
         self.parts = {}
+        if self.under is not None:
+            self.under.clear()
+
+    def copy(self) -> Overlay:
+        """An overlay that begins with the same, and whose commit is that of both."""
+        return Overlay(self.base, dict(self.parts), self.stager, self)
+
+    def stager_beside(self, thread: Thread) -> Thread | None:
+        """Another thread than this one, that staged what is here and may yet commit it."""
+        other = self.stager if self.parts else None
+        return other if other is not None and other is not thread and other.is_alive() else None
 
 
 class Staging(Protocol):
