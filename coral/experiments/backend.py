@@ -11,6 +11,7 @@ A backend promises:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,8 +63,14 @@ class RunSink(Protocol):
     def point(self, name: str, value: float, step: int | None) -> None:
         """Record one metric at the current time."""
 
-    def append(self, event: Mapping[str, Json], *, durable: bool = False) -> None:
-        """Record an event (see ``journal``; its time is added); ``durable``: a power cut cannot take it back."""
+    def append(self, event: Mapping[str, Json], *, durable: bool = False, holding: ExitStack | None = None) -> None:
+        """Record an event (see ``journal``; its time is added).
+
+        Args:
+            durable: a power cut cannot take it back.
+            holding: what is held until others can read the event. Where it waits in memory the sink takes that over,
+                until the storage has taken the event, or the sink is closed and it never will.
+        """
 
     def history(self) -> History:
         """The points recorded so far."""

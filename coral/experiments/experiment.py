@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,6 +197,9 @@ def _point(history: History, name: str, index: int) -> ExperimentMetric:
 
 class ArtifactStore(Protocol):
     """Where artifacts' bytes are: what a run needs of the repository's chunk store."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Keep what is stored meanwhile from being collected: to be held until something on the disk names it."""
 
     def put_bytes(self, data: bytes) -> ContentRef:
         """Keep bytes, durably; returns their reference."""

@@ -108,10 +108,12 @@ class LocalSink:
         with self._still_running():
             self._sink.point(name, value, step)
 
-    def append(self, event: Mapping[str, Json], *, durable: bool = False) -> None:
+    def append(
+        self, event: Mapping[str, Json], *, durable: bool = False, holding: contextlib.ExitStack | None = None
+    ) -> None:
         """Record an event at the current time."""
         with self._still_running():
-            self._sink.append(event, durable=durable)
+            self._sink.append(event, durable=durable, holding=holding)
 
     def _still_running(self) -> contextlib.AbstractContextManager[None]:
         # Another process may end a run of the shell at any time: not between this check and the write.
@@ -125,11 +127,23 @@ class LocalSink:
         """Record the end and fold the journal; what the disk refuses stays in the journal and in memory."""
         self.append(event, durable=True)
         self._sink.close()
-        return self._backend.finish(self._start, self._sink)
+        try:
+            return self._backend.finish(self._start, self._sink)
+        finally:
+            self._sink.let_go()
 
     def close(self) -> None:
-        """Stop recording without ending the run. Raises StorageError when the disk refused some of it."""
-        self._sink.close()
+        """Stop recording without ending the run.
+
+        Raises StorageError when the disk refused some of it, and none of that is written once the run has ended.
+        """
+        try:
+            # Where nothing waits nothing is written, and nobody need be waited for.
+            with self._still_running() if self._sink.pending else contextlib.nullcontext():
+                self._sink.close()
+        except (CoralError, OSError):
+            self._sink.close(tries=False)
+        self._sink.let_go()
         if self._sink.pending:
             raise StorageError(f"{len(self._sink.pending)} events of run {self._start.run} could not be written")
 

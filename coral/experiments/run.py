@@ -16,7 +16,7 @@ from coral.experiments import artifacts, endings
 from coral.experiments.backend import RunSink
 from coral.experiments.columns import History, Mode
 from coral.experiments.experiment import Artifact, Experiment, ExperimentStatus, Metrics, checked_mode, now, to_ms
-from coral.experiments.fold import Fold
+from coral.experiments.fold import Fold, artifact
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.scalars import MAX_STEP, Json, number, plain, tagged, whole
@@ -158,7 +158,11 @@ class Run(Experiment):
     def log_artifact(self, path_or_object: object, name: str | None = None) -> Artifact | None:
         """Keep a file, or an object by what it is: bytes, dict, array, tensor, data frame or figure.
 
-        Returns None when the disk refused it; a warning says so. Raises NotFoundError, UsageError.
+        What is returned is there for as long as the run is, whoever collects garbage: the store is held until the
+        run's journal names it, and longer while the disk refuses that (see ``degraded``).
+
+        Returns None when the disk refused it; a warning says so. Raises NotFoundError, UsageError, and ConflictError
+        once the run has ended.
         """
         return self._keep(artifacts.of_anything(path_or_object, name))
 
@@ -186,18 +190,22 @@ class Run(Experiment):
     log_dataframe = log_table
     log_plot = log_figure
 
+    @threads.uninterrupted
     def _keep(self, content: artifacts.Content) -> Artifact | None:
         self._open()
-        if self.artifact_store is None:
+        store = self.artifact_store
+        if store is None:
             raise UsageError("this backend keeps no artifacts")
-        try:
-            ref = self.artifact_store.put_bytes(content.data)
-        except (CoralError, OSError) as error:
-            threads.warn(f"artifact {content.name} is not kept: {error}")
-            return None
-        kept: Event = {"name": content.name, "kind": content.kind, "nbytes": len(content.data), "ref": ref}
-        self._record({"e": "a", "v": kept})
-        return self.artifacts[-1]
+        with contextlib.ExitStack() as holding:
+            try:
+                # From the first look until the journal names it: garbage collection must not come in between.
+                holding.enter_context(store.held())
+                ref = store.put_bytes(content.data)
+            except (CoralError, OSError) as error:
+                threads.warn(f"artifact {content.name} is not kept: {error}")
+                return None
+            kept: Event = {"name": content.name, "kind": content.kind, "nbytes": len(content.data), "ref": ref}
+            return artifact({**kept, "t": self._record({"e": "a", "v": kept}, holding=holding)})
 
     # -- ending
 
@@ -339,16 +347,19 @@ class Run(Experiment):
     def _set(self, name: str, value: Json) -> None:
         self._record({"e": "set", "v": {name: value}})
 
-    def _record(self, event: Event, *, durable: bool = False) -> None:
+    def _record(self, event: Event, *, durable: bool = False, holding: contextlib.ExitStack | None = None) -> int:
+        """Record an event; returns its time. What ``holding`` holds is kept until the journal has it."""
         # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).
-        self._open().append(event, durable=durable)
-        self._unfolded.append({"t": to_ms(now()), **event})
+        self._open().append(event, durable=durable, holding=holding)
+        time_ms = to_ms(now())
+        self._unfolded.append({"t": time_ms, **event})
         # Nobody waits for long: who holds it folds this one, too, and may be what this call is on top of.
         while self._unfolded and self._changing.acquire(timeout=_FOLDING_SECONDS):
             try:
                 self._fold_waiting()
             finally:
                 self._changing.release()
+        return time_ms
 
     def _fold_waiting(self) -> None:
         while self._unfolded:

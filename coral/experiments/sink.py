@@ -62,6 +62,7 @@ class Sink:
         self._file: AppendFile | None = None
         self._refusing = False
         self._pending: deque[tuple[bool, bytes]] = deque()
+        self._holding = contextlib.ExitStack()
         self._dropped = 0
         self._warned = False
         self._closed = False
@@ -117,21 +118,23 @@ class Sink:
         if now >= self._sync_at:
             self._sync(now)
 
-    def append(self, event: Mapping[str, Json], *, durable: bool = False) -> None:
-        """Record an event at the current time."""
+    def append(
+        self, event: Mapping[str, Json], *, durable: bool = False, holding: contextlib.ExitStack | None = None
+    ) -> None:
+        """Record an event at the current time; see ``backend.RunSink``."""
         now = self._clock()
         data = encode({"e": event["e"], "t": int(now * 1000), **event})
         try:
             self._write(data)
         except _REFUSED as error:
-            self._refused(error, event["e"] == "m", data)
+            self._refused(error, event["e"] == "m", data, holding)
         if durable or now >= self._sync_at:
             self._sync(now)
 
-    def close(self) -> None:
-        """Try once more to write what waits, then close."""
+    def close(self, *, tries: bool = True) -> None:
+        """Try once more to write what waits, then close; to be followed by :meth:`let_go`."""
         with self._lock:
-            if self._pending:
+            if self._pending and tries:
                 self._reconnect(self._clock())
             self._closed = True
             self._over.set()
@@ -139,6 +142,11 @@ class Sink:
             if self._file is not None:
                 with contextlib.suppress(*_REFUSED):
                     self._file.sync()
+
+    def let_go(self) -> None:
+        """Let go of what is held for events that wait: they can be read now, or never will be."""
+        with self._lock:
+            self._holding.close()
 
     def _quoted(self, name: str) -> str:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
@@ -172,7 +180,13 @@ class Sink:
     def _after_close(self, data: bytes) -> None:
         raise ConflictError(f"{self._label} has ended, so nothing more can be logged to it")
 
-    def _refused(self, error: Exception, is_point: bool = False, data: bytes = b"") -> None:
+    def _refused(
+        self,
+        error: Exception,
+        is_point: bool = False,
+        data: bytes = b"",
+        holding: contextlib.ExitStack | None = None,
+    ) -> None:
         with self._lock:
             if self._closed:
                 raise error
@@ -181,6 +195,8 @@ class Sink:
                 self._give_up(error, now)
             if data:
                 self._hold(is_point, data)
+            if holding is not None:
+                self._holding.enter_context(holding.pop_all())
             if now >= self._retry_at:
                 self._reconnect(now)
 
@@ -214,6 +230,7 @@ class Sink:
             while self._pending:
                 self._file.write(self._pending[0][1])
                 self._pending.popleft()
+            self._holding.close()
             if self._dropped:
                 self._file.write(encode({"e": "drop", "t": int(now * 1000), "n": self._dropped}))
                 self._dropped = 0

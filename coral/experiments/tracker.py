@@ -480,6 +480,7 @@ class _LazyStore:
 
     def __init__(self, repo: Repository) -> None:
         self._repo = repo
+        self.held = lambda: repo.store.held()
         self.put_bytes = lambda data: repo.store.put_bytes(data)
         self.get_bytes = lambda ref, nbytes: repo.store.get_bytes(ref, nbytes)
 
