@@ -711,8 +711,9 @@ class Repository:
     ) -> Collected:
         """Put what nothing names any more into the trash, and remove what has been there for the grace period.
 
-        Kept is what branches, tags, HEAD and the reflogs lead to, what is staged, what runs name, what can be undone,
-        and what the git repository around the project reaches. A dedup hit takes what it needs back out of the trash.
+        Kept is what branches, tags, HEAD and the reflogs lead to, what is staged, what runs name, deleted ones that can
+        be restored included, what can be undone, and what the git repository around the project reaches. A dedup hit
+        takes what it needs back out of the trash.
 
         Args:
             grace: how long what is new, what can be undone and what is in the trash is kept; in seconds, or a delta.
@@ -786,7 +787,7 @@ class Repository:
         repair: bool = False,
         progress: Progress | None = None,
     ) -> Checked:
-        """Check every commit that a branch, a tag or HEAD reaches.
+        """Check every commit that a branch, a tag or HEAD reaches, and the artifacts of runs, deleted ones included.
 
         Args:
             read_data: read and verify every byte, rather than only that every chunk is there; or a share of all,
@@ -811,7 +812,7 @@ class Repository:
             scrub=Scrub(self.storage, share) if read_data is not False and share != 1 else None,
             progress=progress,
         )
-        checked = checker.run(git=self.path if git else None)
+        checked = checker.run(runs=self.storage, git=self.path if git else None)
         if repair:
             self.flush()
             self._line.check_not_holding()
@@ -858,6 +859,9 @@ class Repository:
     def push(self, remote: str | None = None, *, progress: Progress | None = None) -> Transferred:
         """Send to a remote what it lacks of the chunks of git's HEAD and all before it, and of the tips of the history.
 
+        The artifacts of runs go along, so that one that is lost here can be repaired from there; the runs themselves do
+        not, and nothing of deleted ones.
+
         Args:
             remote: its name; None takes origin, else the only one.
 
@@ -867,22 +871,30 @@ class Repository:
             StorageError: the disk refused; the next call goes on from there.
         """
         from coral.verbs.reachable import manifests_of_head
+        from coral.verbs.runs import texts_of_runs
 
         tips = {*self.history.branches().values(), *self.history.tags().values()}
         head = self.history.head().commit
         commits = sorted(tips | {head} if head is not None else tips)
         own = (manifest for commit in commits for manifest in self._reader.at(commit).values())
         ours = (manifest for _, manifest in manifests_of_head(self.path))
-        return self.send(chain(ours, own), remote, progress=progress)
+        artifacts = (one for text in texts_of_runs(self.storage, trash=False) for one in text.artifacts)
+        return self.send(chain(ours, own), remote, artifacts=artifacts, progress=progress)
 
     def send(
-        self, manifests: Iterable[Manifest], remote: str | None = None, *, progress: Progress | None = None
+        self,
+        manifests: Iterable[Manifest],
+        remote: str | None = None,
+        *,
+        artifacts: Iterable[TensorRecord] = (),
+        progress: Progress | None = None,
     ) -> Transferred:
-        """Send to a remote what it lacks of the chunks of some manifests. Raises as :meth:`push`."""
+        """Send to a remote what it lacks of the chunks of some manifests and artifacts. Raises as :meth:`push`."""
         from coral.verbs.remotes import open_remote
         from coral.verbs.transfer import send
 
-        return send(self.store, open_remote(self.path, self.config, remote), manifests, progress)
+        there = open_remote(self.path, self.config, remote)
+        return send(self.store, there, manifests, progress, artifacts=artifacts)
 
     # -- move
 

@@ -1,4 +1,7 @@
-"""Whether what is recorded of runs can still be read, all of it."""
+"""Whether what is recorded of runs can still be read, all of it but the bytes of their artifacts.
+
+Those are chunks as others are, and are checked with them (:mod:`coral.verbs.fsck`).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, ExperimentNotFoundError
 from coral.experiments.index import ID
-from coral.experiments.tracker import ExperimentTracker
+from coral.experiments.local import LocalBackend
+from coral.verbs.runs import RUNS
 
 if TYPE_CHECKING:
-    from coral.repository import Repository
+    from collections.abc import Callable
 
-_RUNS = "experiments"
+    from coral.experiments.experiment import Experiment
+    from coral.repository import Repository
 
 
 class DamagedRun(NamedTuple):
@@ -25,28 +30,27 @@ class DamagedRun(NamedTuple):
 
 def run_ids(repo: Repository) -> list[str]:
     """The ids of all runs that have a file, damaged or not."""
-    names = (name.partition(".") for name in repo.storage.names(_RUNS))
+    names = (name.partition(".") for name in repo.storage.names(RUNS))
     return sorted(stem for stem, _, kind in names if kind == "json" and ID.fullmatch(stem))
 
 
 def damaged_runs(repo: Repository) -> Iterator[DamagedRun]:
-    """The runs whose fields, points, journal or artifacts cannot be read, or not all of them."""
-    tracker = ExperimentTracker(repo)
+    """The runs whose fields, points or journal cannot be read, or not all of them; those in the trash come last."""
+    backend = LocalBackend(repo.storage)
     for run in run_ids(repo):
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            try:
-                _read_all(tracker, run)
-            except ExperimentNotFoundError:
-                continue  # deleted meanwhile
-            except CoralError as error:
-                yield DamagedRun(run, error.message)
-                continue
-        yield from (DamagedRun(run, str(one.message)) for one in told)
+        yield from _damage(run, backend.load)
+    for run in backend.trashed():
+        yield from _damage(run, backend.load_trashed)
 
 
-def _read_all(tracker: ExperimentTracker, run: str) -> None:
-    found = tracker.get(run)
-    len(found.metrics)
-    for artifact in found.list_artifacts():
-        found.load_artifact(artifact.name)
+def _damage(run: str, load: Callable[[str], Experiment]) -> Iterator[DamagedRun]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            len(load(run).metrics)
+        except ExperimentNotFoundError:
+            return  # deleted or restored meanwhile
+        except CoralError as error:
+            yield DamagedRun(run, error.message)
+            return
+    yield from (DamagedRun(run, str(one.message)) for one in told)

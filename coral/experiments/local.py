@@ -48,11 +48,11 @@ from coral.experiments.scalars import Json
 from coral.experiments.sink import Sink
 from coral.storage.folder import AppendFile, Folder
 from coral.storage.locks import file_lock
+from coral.verbs.runs import LOCK, RUNS, TRASH
 
 _MAX_FILE_BYTES = 2 * 1024**3
 _MAX_LINE_BYTES = 256 * 1024**2
 _LOCK_SECONDS = 10.0
-_TRASH = "trash/experiments"
 _PREFIX = re.compile(r"[0-9a-f]{4,12}", re.ASCII)
 
 
@@ -158,7 +158,7 @@ class LocalBackend:
 
     def __init__(self, storage: Folder, artifacts: ArtifactStore | None = None) -> None:
         self._storage = storage
-        self._folder = storage.sub("experiments")
+        self._folder = storage.sub(RUNS)
         self._artifacts = artifacts
         self._index = Index(storage)
         self._followed: dict[str, _Journaled] = {}
@@ -320,14 +320,14 @@ class LocalBackend:
             if not experiment.status.is_final and experiment.owner == "process":
                 raise ConflictError(f"run {run} is running", hint="end it first, or stop its process")
         with self._locked():
-            self._storage.move(f"experiments/{run}.json", f"{_TRASH}/{run}.json")
+            self._storage.move(f"{RUNS}/{run}.json", f"{TRASH}/{run}.json")
             if self._folder.exists(f"{run}.jsonl"):
-                self._storage.move(f"experiments/{run}.jsonl", f"{_TRASH}/{run}.jsonl")
+                self._storage.move(f"{RUNS}/{run}.jsonl", f"{TRASH}/{run}.jsonl")
         self._followed.pop(run, None)
 
     def restore(self, experiment_id: str) -> None:
         """Take a run back out of the trash. Raises ExperimentNotFoundError, AlreadyExistsError."""
-        found = [one for one in self._trashed() if _PREFIX.fullmatch(experiment_id) and one.startswith(experiment_id)]
+        found = [one for one in self.trashed() if _PREFIX.fullmatch(experiment_id) and one.startswith(experiment_id)]
         if len(found) != 1:
             raise ExperimentNotFoundError(
                 f"no experiment {experiment_id!r} in the trash", hint=", ".join(found) or None
@@ -336,20 +336,25 @@ class LocalBackend:
         with self._locked():
             if self._folder.exists(f"{run}.json"):
                 raise AlreadyExistsError(f"run {run} is there already")
-            if self._storage.exists(f"{_TRASH}/{run}.jsonl"):
-                self._storage.move(f"{_TRASH}/{run}.jsonl", f"experiments/{run}.jsonl")
-            self._storage.move(f"{_TRASH}/{run}.json", f"experiments/{run}.json")
+            if self._storage.exists(f"{TRASH}/{run}.jsonl"):
+                self._storage.move(f"{TRASH}/{run}.jsonl", f"{RUNS}/{run}.jsonl")
+            self._storage.move(f"{TRASH}/{run}.json", f"{RUNS}/{run}.json")
 
     def trash(self) -> list[Experiment]:
         """The runs in the trash that can be read."""
         runs = []
-        for run in self._trashed():
+        for run in self.trashed():
             with contextlib.suppress(CorruptionError, NotFoundError):
-                runs.append(self._read(run, self._storage.sub(_TRASH)).experiment)
+                runs.append(self.load_trashed(run))
         return runs
 
-    def _trashed(self) -> list[str]:
-        return [name[:12] for name in self._storage.names(_TRASH) if name.endswith(".json") and ID.fullmatch(name[:-5])]
+    def load_trashed(self, run: str) -> Experiment:
+        """A run in the trash, as its JSON says it. Raises ExperimentNotFoundError, CorruptionError."""
+        return self._read(run, self._storage.sub(TRASH)).experiment
+
+    def trashed(self) -> list[str]:
+        """The ids of the runs in the trash, damaged or not."""
+        return [name[:12] for name in self._storage.names(TRASH) if name.endswith(".json") and ID.fullmatch(name[:-5])]
 
     # -- inside
 
@@ -357,7 +362,7 @@ class LocalBackend:
         return self._storage.path(f"locks/runs/{run}")
 
     def _locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
-        return file_lock(self._storage.path("locks/experiments"), shared=shared, timeout=_LOCK_SECONDS)
+        return file_lock(self._storage.path(LOCK), shared=shared, timeout=_LOCK_SECONDS)
 
     def _read(self, run: str, folder: Folder | None = None) -> Record:
         """A run's JSON; the history is read when it is asked for."""

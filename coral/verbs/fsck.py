@@ -1,7 +1,7 @@
-"""Checking a repository: every commit that can be reached, down to the bytes of its tensors.
+"""Checking a repository: every commit that can be reached, down to the bytes of its tensors, and the artifacts of runs.
 
 Refs lead to commits, commits to manifests, manifests to chunks. What is damaged is named by the commit, part and tensor
-that it hurts. Nothing is changed; :mod:`coral.verbs.repair` does that.
+that it hurts, or by the run and its artifact. Nothing is changed; :mod:`coral.verbs.repair` does that.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from coral.git.enclosing import find_git
 from coral.ids import chunk_id
 from coral.objects.jobs import batched, in_order
 from coral.objects.salvage import damaged_packs, read_fully
-from coral.verbs.marking import commits_in
 from coral.verbs.reachable import contents_in, is_conflicted, texts_of_git
+from coral.verbs.runs import texts_of_runs
 
 if TYPE_CHECKING:
     from coral.history import History
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from coral.verbs.repair import Repaired
     from coral.verbs.scrub import Scrub
 
-_RUNS = "experiments"
 _CHUNKS = 8
 
 
@@ -40,11 +39,11 @@ class Damage:
     """One thing that is wrong.
 
     Attributes:
-        commit: the newest commit found to hold it, or the ref that leads nowhere.
-        part: the part, None when the commit itself is damaged.
+        commit: the newest commit found to hold it, or the ref that leads nowhere; ``run:ID`` for an artifact.
+        part: the part, None when the commit itself is damaged; an artifact's name.
         tensor: the tensor, None when the manifest is damaged.
         message: what is wrong.
-        runs: the experiments that name the commit.
+        runs: the experiments that name the commit, or the artifact.
         in_git: it is a commit, a ref or an index of the git repository around the project.
     """
 
@@ -66,6 +65,7 @@ class Checked:
         damage: everything that is wrong; none when the repository is sound.
         damaged_packs: where something was found damaged, also where another pack makes up for it.
         repaired: what was repaired, and is no damage any more.
+        artifacts: how many different ones of runs were checked, those of deleted runs included.
     """
 
     commits: int
@@ -75,6 +75,7 @@ class Checked:
     damage: tuple[Damage, ...]
     damaged_packs: tuple[str, ...] = ()
     repaired: Repaired | None = None
+    artifacts: int = 0
 
 
 class Checker:
@@ -100,7 +101,7 @@ class Checker:
     ) -> None:
         self.damaged: list[tuple[Damage, TensorRecord]] = []
         self._scrub = scrub
-        self._to_read: dict[ChunkId, tuple[str, str, TensorRecord]] = {}
+        self._to_read: dict[ChunkId, tuple[Damage, TensorRecord]] = {}
         self._history = history
         self._reader = reader
         self._store = store
@@ -108,34 +109,38 @@ class Checker:
         self._progress = progress
         self._commits: set[str] = set()
         self._manifests: set[str] = set()
+        self._artifacts: set[str] = set()
         self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
-    def run(self, *, git: Path | None = None) -> Checked:
+    def run(self, *, runs: Folder | None = None, git: Path | None = None) -> Checked:
         """Check everything that a branch, a tag or HEAD reaches.
 
         Args:
+            runs: ``.coral``, to check the artifacts of its runs as well.
             git: a folder of the user's git repository, to check what that reaches as well.
 
         Raises:
             NotFoundError: there is no git repository around it.
             GitCommandError: git failed.
+            LockedError, StorageError: the files of runs cannot be read.
         """
         damage = [Damage(ref, None, None, "the ref is damaged") for ref in self._history.damaged_refs()]
         damage += [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
         damage += self._check_git(git) if git is not None else ()
-        damage += self._read_share()
         counts = (len(self._commits), len(self._manifests), len(self._verdicts))
+        damage += self._check_runs(runs) if runs is not None else ()
+        damage += self._read_share()
         packs = tuple(pack.name for pack in damaged_packs(self._store))
-        return Checked(*counts, self._nbytes, tuple(damage), packs)
+        return Checked(*counts, self._nbytes, tuple(damage), packs, artifacts=len(self._artifacts))
 
     def _read_share(self) -> Iterator[Damage]:
         """Read the chunks whose turn it is."""
         for turn in self._scrub.turns(list(self._to_read)) if self._scrub is not None else ():
             for chunk, error in self._in_order(turn):
                 if error is not None:
-                    commit, part, record = self._to_read[chunk]
-                    found = Damage(commit, part, record.name, error.message)
+                    where, record = self._to_read[chunk]
+                    found = replace(where, message=error.message)
                     self.damaged.append((found, record))
                     yield found
 
@@ -210,6 +215,16 @@ class Checker:
             self._manifests.add(chunk_id(text).hex())
             yield from self._check_text(text, commit, path)
 
+    def _check_runs(self, folder: Folder) -> Iterator[Damage]:
+        told: set[tuple[str, TensorRecord]] = set()
+        for one in texts_of_runs(folder):
+            for record in one.artifacts:
+                self._artifacts.add(record.content)
+                # Where a run is folded meanwhile both of its files tell of it.
+                if (one.run, record) not in told:
+                    told.add((one.run, record))
+                    yield from self._check(record, Damage(f"run:{one.run}", record.name, None, "", (one.run,)))
+
     def _check_text(self, text: bytes, commit: str, path: str) -> Iterator[Damage]:
         try:
             manifest = Manifest.from_bytes(text)
@@ -234,15 +249,19 @@ class Checker:
         self, records: Iterable[TensorRecord], commit: str, part: str, *, in_git: bool = False
     ) -> Iterator[Damage]:
         for record in records:
-            if record.content not in self._verdicts:
-                self._verdicts[record.content] = self._check_record(record, commit, part)
-            verdict = self._verdicts[record.content]
-            if verdict is not None:
-                found = Damage(commit, part, record.name, verdict, in_git=in_git)
-                self.damaged.append((found, record))
-                yield found
+            yield from self._check(record, Damage(commit, part, record.name, "", in_git=in_git))
 
-    def _check_record(self, record: TensorRecord, commit: str, part: str) -> str | None:
+    def _check(self, record: TensorRecord, where: Damage) -> Iterator[Damage]:
+        """What is wrong with a tensor that is named there, if anything: looked at once, told of everywhere."""
+        if record.content not in self._verdicts:
+            self._verdicts[record.content] = self._check_record(record, where)
+        verdict = self._verdicts[record.content]
+        if verdict is not None:
+            found = replace(where, message=verdict)
+            self.damaged.append((found, record))
+            yield found
+
+    def _check_record(self, record: TensorRecord, where: Damage) -> str | None:
         """What is wrong with a tensor, if anything."""
         try:
             self._store.check(record)
@@ -250,7 +269,7 @@ class Checker:
                 self._read_all(record)
             elif self._scrub is not None:
                 chunks = [chunk for chunk in self._store.chunk_ids(record) if chunk in self._scrub]
-                self._to_read |= dict.fromkeys(chunks, (commit, part, record))
+                self._to_read |= dict.fromkeys(chunks, (where, record))
         except CoralError as error:
             return error.message
         return None
@@ -282,12 +301,11 @@ def _can_be_read(store: ChunkStore, record: TensorRecord) -> bool:
 
 
 def with_runs(folder: Folder, damage: Iterable[Damage]) -> tuple[Damage, ...]:
-    """Damage, with the experiments that name its commits."""
+    """Damage, with the experiments that name its commits, the deleted ones included."""
     found = list(damage)
     wanted = {one.commit for one in found}
     runs: dict[str, set[str]] = {}
-    for name in folder.names(_RUNS) if found else ():
-        with contextlib.suppress(NotFoundError):
-            for commit in commits_in(folder.read(f"{_RUNS}/{name}")) & wanted:
-                runs.setdefault(commit, set()).add(name.partition(".")[0])
-    return tuple(replace(one, runs=tuple(sorted(runs.get(one.commit, ())))) for one in found)
+    for text in texts_of_runs(folder) if found else ():
+        for commit in text.commits & wanted:
+            runs.setdefault(commit, set()).add(text.run)
+    return tuple(replace(one, runs=tuple(sorted({*one.runs, *runs.get(one.commit, ())}))) for one in found)

@@ -1,9 +1,10 @@
 """What must be kept: every id of a chunk that anything names which can still come back into a file or a model.
 
-That is whatever the history's refs and reflogs reach, the shell's staging area, the commits and artifacts of runs,
-what operations that can be undone name, and the manifests that the git repository around the project reaches. Texts
-are searched for ids, whatever else they are: a manifest with conflict markers counts with all that it mentions, and so
-does one of a newer coral. What cannot be read is an error, because nobody knows what it names.
+That is whatever the history's refs and reflogs reach, the shell's staging area, the commits and artifacts of runs, for
+as long as a deleted one can be restored, what operations that can be undone name, and the manifests that the git
+repository around the project reaches. Texts are searched for ids, whatever else they are: a manifest with conflict
+markers counts with all that it mentions, and so do one of a newer coral and the file of a run that is damaged. What
+cannot be read is an error, because nobody knows what it names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from coral.git.command import ask
 from coral.git.enclosing import common_dir, find_git
 from coral.objects.idset import IdSet
 from coral.verbs.reachable import STORED, texts_of_git
+from coral.verbs.runs import Seen, texts_of_runs
 
 if TYPE_CHECKING:
     from coral.history import History
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 _COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
 _STAGING = "staging/index.json"
-_RUNS = "experiments"
 
 
 class Marks:
@@ -52,7 +53,7 @@ class Marks:
         self._since = since
         self._reachable = history.reachable()
         self._of_git: set[str] = set()
-        self._of_runs: dict[str, tuple[float, int]] = {}
+        self._of_runs: Seen = {}
 
     def walk(self) -> None:
         """Find what is named now, and was not before.
@@ -85,20 +86,9 @@ class Marks:
 
     def _runs(self) -> Iterator[str]:
         """The commits that runs name; what artifacts they name is noted."""
-        names = [name for name in self._folder.names(_RUNS) if name.endswith((".json", ".jsonl"))]
-        # The journals first: one that is gone was folded into the other file, which is read after it.
-        for name in sorted(names, key=lambda name: name.endswith(".json")):
-            try:
-                key = f"{_RUNS}/{name}"
-                stamp = self._folder.modified(key), self._folder.size(key)
-                if self._of_runs.get(name) == stamp:
-                    continue
-                text = self._folder.read(key)
-            except NotFoundError:
-                continue
-            self._of_runs[name] = stamp
-            _add(text, self.may_be_here)
-            yield from (oid for oid in commits_in(text) if self._history.has(oid))
+        for one in texts_of_runs(self._folder, seen=self._of_runs):
+            _add(one.text, self.may_be_here)
+            yield from (oid for oid in one.commits if self._history.has(oid))
 
 
 def check_git(project: Path) -> None:
@@ -127,11 +117,6 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def commits_in(text: bytes) -> set[str]:
-    """Whatever in a text may be the id of a commit."""
-    return {found.decode() for found in _COMMIT.findall(text)}
 
 
 def _add(text: bytes, ids: IdSet) -> None:

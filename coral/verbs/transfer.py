@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError
@@ -25,9 +26,16 @@ class Transferred:
 
 
 def send(
-    source: ChunkStore, target: ChunkStore, manifests: Iterable[Manifest], progress: Progress | None = None
+    source: ChunkStore,
+    target: ChunkStore,
+    manifests: Iterable[Manifest],
+    progress: Progress | None = None,
+    *,
+    artifacts: Iterable[TensorRecord] = (),
 ) -> Transferred:
     """Copy to ``target``, which may be far, the chunks of these manifests that it lacks, and the bases that they need.
+
+    Likewise those of the artifacts, each of which is as a tensor of bytes.
 
     What is damaged or missing in the source stops nothing else. A call that was interrupted is gone on with by the
     next one.
@@ -37,20 +45,24 @@ def send(
             the target has no chunk list. The others were sent.
         StorageError: the disk refused.
     """
-    return _copy(source, target, manifests, progress, near=source)
+    return _copy(source, target, chain(_records(manifests), artifacts), progress, near=source)
 
 
 def fetch_missing(
     store: ChunkStore, remote_store: ChunkStore, manifests: Iterable[Manifest], progress: Progress | None = None
 ) -> Transferred:
     """As :meth:`send`, the other way: copy to ``store`` what it lacks of these manifests and ``remote_store`` has."""
-    return _copy(remote_store, store, manifests, progress, near=store)
+    return _copy(remote_store, store, _records(manifests), progress, near=store)
+
+
+def _records(manifests: Iterable[Manifest]) -> Iterator[TensorRecord]:
+    return (record for manifest in manifests for record in manifest.everything)
 
 
 def _copy(
     source: ChunkStore,
     target: ChunkStore,
-    manifests: Iterable[Manifest],
+    records: Iterable[TensorRecord],
     progress: Progress | None,
     *,
     near: ChunkStore,
@@ -60,7 +72,7 @@ def _copy(
     seen: set[str] = set()
     lost: list[tuple[TensorRecord, str]] = []
     with ChunkCopier(source, target, near=near) as copier:
-        for record in (record for manifest in manifests for record in manifest.everything):
+        for record in records:
             if record.content not in seen:
                 seen.add(record.content)
                 try:

@@ -151,7 +151,7 @@ def test_an_artifact_is_downloaded_below_the_folder_named(repo: Repository, ende
 
 
 def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker, ended: Path) -> None:
-    """A flipped bit of a run's file, a damaged line of a live one's journal, an artifact that is gone."""
+    """A flipped bit of a run's file, of a deleted one's as well, and a damaged line of a live one's journal."""
     assert list(damaged_runs(repo)) == []
     live = tracker.start("live")
     for step in range(5):
@@ -160,16 +160,18 @@ def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker,
     journal = ended.with_name(f"{live.experiment_id}.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:2], lines[2][:5] + b"?" + lines[2][6:], *lines[3:]]))
-    with ExperimentTracker(Repository(repo.path)).start("with an artifact") as run:
-        run.log_text("no longer here " * 100, "note.txt")
-    for pack in (repo.coral_dir / "packs").iterdir():
-        pack.unlink()
+    other = ExperimentTracker(Repository(repo.path))
+    with other.start("deleted") as run:
+        run.log("loss", 0.125, step=1)
+    other.delete(run.experiment_id)
+    deleted = repo.coral_dir / "trash/experiments" / ended.with_stem(run.experiment_id).name
+    deleted.write_bytes(deleted.read_bytes().replace(b"0.125", b"0.126", 1))
     data = ended.read_bytes()
     ended.write_bytes(data.replace(b"0.375", b"0.376", 1))
     assert data != ended.read_bytes()
     found = {one.experiment_id: one.message for one in damaged_runs(Repository(repo.path))}
     assert found.keys() == {ended.stem, live.experiment_id, run.experiment_id}
     assert "journal" in found[live.experiment_id]
-    assert run_ids(repo) == sorted(found)
+    assert [*run_ids(repo), run.experiment_id] == list(found)
     with pytest.warns(RuntimeWarning, match="journal"):
         live.end()

@@ -97,7 +97,10 @@ def test_dry_run_says_the_same_and_changes_nothing(repo: Repository) -> None:
     grow_old(repo)
     before = tree(repo.coral_dir)
     said = repo.gc(dry_run=True)
-    assert {name for name, _ in tree(repo.coral_dir).items()} - before.keys() <= {"locks/consolidate"}
+    assert {name for name, _ in tree(repo.coral_dir).items()} - before.keys() <= {
+        "locks/consolidate",
+        "locks/experiments",
+    }
     assert {**tree(repo.coral_dir), **before} == tree(repo.coral_dir)
     done = repo.gc()
     assert (said.nbytes, said.packs, said.chunks, said.rewritten) == (done.nbytes, done.packs, done.chunks, 0)

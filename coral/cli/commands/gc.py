@@ -25,13 +25,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60, "w": 7 * 24 * 60 *
 def command(session: Session, dry_run: bool, grace: str, prune_now: bool, as_json: bool) -> None:
     """Collect tensors that nothing names any more.
 
-    Kept is what branches, tags and reflogs lead to, what is staged, what runs name, what 'coral undo' can take back,
-    and what the git repository around the project reaches, its index and stashes included. The rest goes into
+    Kept is what branches, tags and reflogs lead to, what is staged, what runs name, the deleted ones that 'coral exp
+    restore' brings back included, what 'coral undo' can take back, and what the git repository around the project
+    reaches, its index and stashes included. The rest goes into
     .coral/trash, from where 'coral undo' brings it back, and is removed after the grace period. When anything that
     names tensors cannot be read, nothing is collected.
 
-    With --prune-now nothing waits: not while git is at work on models. git objects of the history are left to
-    'git -C .coral gc'.
+    With --prune-now nothing waits: not while git is at work on models. Deleted runs stay. git objects of the history
+    are left to 'git -C .coral gc'.
 
     \b
     Examples:

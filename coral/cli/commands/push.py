@@ -20,7 +20,8 @@ def command(session: Session, remote: str | None, as_json: bool) -> None:
     """Send tensors to REMOTE, or to 'origin', or to the only remote: those that it lacks.
 
     That is what the commits leading to git's HEAD name, and what the tips of coral's own branches, its tags and its
-    HEAD hold. 'git push' sends by itself what it pushes.
+    HEAD hold; and the artifacts of runs, where 'coral fsck --repair' finds them, unless the run was deleted. 'git
+    push' sends by itself what it pushes.
 
     \b
     Examples:

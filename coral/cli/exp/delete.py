@@ -15,7 +15,7 @@ from coral.cli.session import Session, pass_session
 @json_option
 @pass_session
 def command(session: Session, ids: tuple[str, ...], as_json: bool) -> None:
-    """Move runs to the trash; their commits stay. 'coral exp restore ID' brings one back.
+    """Move runs to the trash; their commits and artifacts stay. 'coral exp restore ID' brings one back.
 
     \b
     Example:

@@ -1,0 +1,117 @@
+"""What runs name: commits, and the chunks of artifacts, found in the texts of their files.
+
+A run is ``<id>.json``, with ``<id>.jsonl`` beside it while it lives; those of a deleted one lie in the trash, until
+it is restored. What a run means is the business of a higher floor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from coral.errors import CoralError, NotFoundError
+from coral.format.manifest import TensorRecord
+from coral.format.names import check_part_name
+from coral.ids import ContentRef, checksum
+from coral.storage.locks import file_lock
+
+if TYPE_CHECKING:
+    from coral.storage.folder import Folder
+
+RUNS = "experiments"
+TRASH = "trash/experiments"
+LOCK = "locks/experiments"
+"""Who moves a run, or folds it, holds it alone."""
+
+_SECONDS = 15.0
+_JOURNAL = ".jsonl"
+_COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
+_STRING = rb'"(?:[^"\\]|\\.)*+"'
+# Inside of a JSON string the quotes would be escaped.
+_ARTIFACT = re.compile(
+    rb'"name"\s*:\s*(%b)\s*,\s*"kind"\s*:\s*%b\s*,\s*"nbytes"\s*:\s*(\d{1,18})\s*,\s*"ref"\s*:\s*"(b3l?:[0-9a-f]{64})"'
+    % (_STRING, _STRING)
+)
+
+Seen = dict[str, tuple[float, int]]
+"""When a file that was read had last been changed, and its size."""
+
+
+class RunText(NamedTuple):
+    """One file of a run, by its key in ``.coral``."""
+
+    key: str
+    text: bytes
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return os.path.basename(self.key).partition(".")[0]
+
+    @property
+    def commits(self) -> set[str]:
+        """Whatever in it may be the id of a commit."""
+        return {found.decode() for found in _COMMIT.findall(self.text)}
+
+    @property
+    def artifacts(self) -> Iterator[TensorRecord]:
+        """The artifacts that it names and the store holds, each as if it were a tensor of bytes."""
+        text = _sound_lines(self.text) if self.key.endswith(_JOURNAL) else self.text
+        for name, nbytes, ref in _ARTIFACT.findall(text):
+            with contextlib.suppress(ValueError, CoralError):  # nobody reads a run that names such a thing
+                yield TensorRecord(check_part_name(json.loads(name)), "U8", (int(nbytes),), ContentRef(ref.decode()))
+
+
+def texts_of_runs(folder: Folder, *, seen: Seen | None = None, trash: bool = True) -> Iterator[RunText]:
+    """The files of all runs, no run missed that is deleted, restored or ended meanwhile.
+
+    Args:
+        folder: ``.coral``.
+        seen: files that need not be read again; those that are read now are put into it.
+        trash: those of deleted runs as well.
+
+    Raises:
+        StorageError: one cannot be read.
+        LockedError: somebody moved runs for too long.
+    """
+    known: Seen = {} if seen is None else seen
+    is_complete = False
+    while not is_complete:
+        is_complete = True
+        for key in _keys(folder, trash=trash):
+            try:
+                stamp = folder.modified(key), folder.size(key)
+                if known.get(key) == stamp:
+                    continue
+                text = folder.read(key)
+            except NotFoundError:
+                # Moved since it was listed, with what was beside it: it is looked for again.
+                is_complete &= folder.path(key).is_symlink()
+                continue
+            known[key] = stamp
+            yield RunText(key, text)
+
+
+def _keys(folder: Folder, *, trash: bool) -> list[str]:
+    """Where the files of runs are, at one moment: a run that moves from one place to the other is seen in one of them.
+
+    The journals come first: one that is gone when it is to be read was folded into the other file, which is read later.
+    """
+    with contextlib.ExitStack() as stack:
+        # Where there is no lock and none can be made, nobody has ever moved a run.
+        with contextlib.suppress(NotFoundError):
+            stack.enter_context(file_lock(folder.path(LOCK), shared=True, timeout=_SECONDS))
+        keys = [f"{place}/{name}" for place in (RUNS, TRASH)[: 1 + trash] for name in folder.names(place)]
+    return sorted(
+        (key for key in keys if key.endswith((".json", _JOURNAL))), key=lambda key: not key.endswith(_JOURNAL)
+    )
+
+
+def _sound_lines(journal: bytes) -> bytes:
+    """What of a journal is as it was written; the rest counts for nobody."""
+    parts = (line.partition(b" ") for line in journal.split(b"\n"))
+    return b"\n".join(body for digits, _, body in parts if digits == b"%016x" % checksum(body))
