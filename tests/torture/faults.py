@@ -19,7 +19,7 @@ from coral.testing.trace import CHANGES, Kind
 from tests.torture.harness import age, checked, copy, run_in
 from tests.torture.scenarios import SCENARIOS, Tell, Told, commit_one, refs_of
 
-LOGGED = ("log", "safe", "ended")
+LOGGED = ("log", "artifact", "safe", "ended")
 _WRITES: frozenset[Kind] = frozenset({"write"})
 _OPENS: frozenset[Kind] = frozenset({"open"})
 

@@ -2,9 +2,9 @@
 
 Each scenario tells what was promised to it, as soon as it was: ``("commit", hash, n)`` a commit of the weights number n
 was acknowledged; ``("will", refs)`` the refs are about to be these, ``("refs", refs)`` they are; ``("log", run, step)``
-a point was logged; ``("safe", run)`` a power cut cannot take the points so far; ``("ended", run)`` a run has ended;
-``("manifest", file, text)`` git was given this manifest for this file; ``("landed", hash)`` a commit of something else
-was acknowledged.
+a point was logged; ``("artifact", run, n)`` the artifact number n was kept; ``("safe", run)`` a power cut cannot take
+the points and artifacts so far; ``("ended", run)`` a run has ended; ``("manifest", file, text)`` git was given this
+manifest for this file; ``("landed", hash)`` a commit of something else was acknowledged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from coral.experiments import ExperimentTracker
+from coral.errors import ConflictError, ExperimentNotFoundError
+from coral.experiments import Experiment, ExperimentTracker
 from coral.format.manifest import Manifest
 from coral.git.pktline import PacketReader, PacketWriter
 from coral.repository import Repository
@@ -126,6 +127,34 @@ def track(project: Path, tell: Tell) -> None:
     run.end()
     tell(("safe", name))
     tell(("ended", name))
+
+
+def keep(project: Path, tell: Tell) -> None:
+    """Artifacts of a run that ends, is deleted and comes back, among collections that keep nothing for a while."""
+    repo = Repository(project)
+    tracker = ExperimentTracker(repo)
+    run = tracker.start("keeping")
+    name = run.experiment_id
+    for number in range(3):
+        if run.log_artifact(kept(number), f"{number}.bin") is not None:
+            tell(("artifact", name, number))
+        # What waits in memory for the disk keeps collections out, those of its own process too.
+        if not run.degraded:
+            repo.gc(prune_now=True)
+    run.end()
+    tell(("safe", name))
+    try:
+        tracker.delete(name)
+    except (ConflictError, ExperimentNotFoundError):
+        return  # the disk refused its end, or its beginning
+    repo.gc(prune_now=True)
+    tracker.restore(name)
+    repo.gc(prune_now=True)
+
+
+def kept(number: int) -> bytes:
+    """The bytes of the artifact of a number."""
+    return np.random.default_rng(number + 1000).bytes(3000)
 
 
 def branch(project: Path, tell: Tell) -> None:
@@ -243,7 +272,19 @@ def _packets(data: bytes) -> PacketReader:
 
 SCENARIOS: dict[str, Callable[[Path, Tell], None]] = {
     one.__name__: one
-    for one in (commit, commit_async, track, branch, checkout, repack, collect, git_filter, git_merge, two_writers)
+    for one in (
+        commit,
+        commit_async,
+        track,
+        keep,
+        branch,
+        checkout,
+        repack,
+        collect,
+        git_filter,
+        git_merge,
+        two_writers,
+    )
 }
 
 
@@ -326,8 +367,23 @@ def _check_runs(repo: Repository, told: list[Told], *, power: bool) -> list[str]
                 wrong.append(f"the run ended and is {run.status}")
         elif run.name == "before" and len(points) != 6:
             wrong.append("an old run lost points")
-    told_of = {rest[0] for kind, *rest in told if kind == "ended" or (kind in ("log", "safe"))}
-    return wrong + [f"the run {run} is gone" for run in told_of - {one.experiment_id for one in tracker.list()}]
+    told_of = {rest[0] for kind, *rest in told if kind in ("log", "safe", "ended")}
+    found = {one.experiment_id: one for one in [*tracker.trash(), *tracker.list()]}
+    wrong += [f"the run {run} is gone" for run in told_of - found.keys()]
+    return wrong + [one for run in found.values() for one in _check_artifacts(run, told, power=power)]
+
+
+def _check_artifacts(run: Experiment, told: list[Told], *, power: bool) -> list[str]:
+    """Those that were kept are there, whether or not the run was deleted; and whatever is there is whole."""
+    safe = told.index(("safe", run.experiment_id)) if ("safe", run.experiment_id) in told else 0
+    promised = {
+        rest[1]
+        for kind, *rest in told[: safe if power else None]
+        if [kind, *rest[:1]] == ["artifact", run.experiment_id]
+    }
+    there = {int(one.name.partition(".")[0]) for one in run.list_artifacts()}
+    wrong = [f"artifacts were lost: {promised - there}"] if promised - there else []
+    return wrong + [f"the artifact {one} is another" for one in there if run.load_artifact(f"{one}.bin") != kept(one)]
 
 
 def _go_on(project: Path) -> list[str]:
