@@ -787,7 +787,7 @@ class Repository:
         repair: bool = False,
         progress: Progress | None = None,
     ) -> Checked:
-        """Check every commit that a branch, a tag or HEAD reaches, and the artifacts of runs, deleted ones included.
+        """Check every commit that a branch, a tag or HEAD reaches, and what runs name, deleted ones included.
 
         Args:
             read_data: read and verify every byte, rather than only that every chunk is there; or a share of all,

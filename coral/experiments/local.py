@@ -349,8 +349,16 @@ class LocalBackend:
         return runs
 
     def load_trashed(self, run: str) -> Experiment:
-        """A run in the trash, as its JSON says it. Raises ExperimentNotFoundError, CorruptionError."""
-        return self._read(run, self._storage.sub(TRASH)).experiment
+        """A run in the trash; one that had not ended also from its journal.
+
+        Raises ExperimentNotFoundError, CorruptionError.
+        """
+        folder = self._storage.sub(TRASH)
+        record = self._read(run, folder)
+        if not record.experiment.status.is_final:
+            with contextlib.suppress(FileNotFoundError):
+                _Journaled(record, folder.path(f"{run}.jsonl")).refresh()
+        return record.experiment
 
     def trashed(self) -> list[str]:
         """The ids of the runs in the trash, damaged or not."""

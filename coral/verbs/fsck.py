@@ -1,7 +1,7 @@
 """Checking a repository: every commit that can be reached, down to the bytes of its tensors, and the artifacts of runs.
 
-Refs lead to commits, commits to manifests, manifests to chunks. What is damaged is named by the commit, part and tensor
-that it hurts, or by the run and its artifact. Nothing is changed; :mod:`coral.verbs.repair` does that.
+Refs and runs lead to commits, commits to manifests, manifests to chunks. What is damaged is named by the commit, part
+and tensor that it hurts, or by the run and its artifact. Nothing is changed; :mod:`coral.verbs.repair` does that.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Checker:
         self._progress = progress
         self._commits: set[str] = set()
         self._manifests: set[str] = set()
-        self._artifacts: set[str] = set()
+        self._artifacts: dict[tuple[str, TensorRecord], None] = {}
         self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
@@ -117,7 +117,7 @@ class Checker:
         """Check everything that a branch, a tag or HEAD reaches.
 
         Args:
-            runs: ``.coral``, to check the artifacts of its runs as well.
+            runs: ``.coral``, to check what its runs name as well.
             git: a folder of the user's git repository, to check what that reaches as well.
 
         Raises:
@@ -128,11 +128,18 @@ class Checker:
         damage = [Damage(ref, None, None, "the ref is damaged") for ref in self._history.damaged_refs()]
         damage += [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
         damage += self._check_git(git) if git is not None else ()
+        damage += self._check_commits_of(runs) if runs is not None else ()
         counts = (len(self._commits), len(self._manifests), len(self._verdicts))
-        damage += self._check_runs(runs) if runs is not None else ()
+        damage += self._check_artifacts()
         damage += self._read_share()
         packs = tuple(pack.name for pack in damaged_packs(self._store))
-        return Checked(*counts, self._nbytes, tuple(damage), packs, artifacts=len(self._artifacts))
+        return Checked(
+            *counts,
+            self._nbytes,
+            tuple(damage),
+            packs,
+            artifacts=len({record.content for _, record in self._artifacts}),
+        )
 
     def _read_share(self) -> Iterator[Damage]:
         """Read the chunks whose turn it is."""
@@ -215,15 +222,19 @@ class Checker:
             self._manifests.add(chunk_id(text).hex())
             yield from self._check_text(text, commit, path)
 
-    def _check_runs(self, folder: Folder) -> Iterator[Damage]:
-        told: set[tuple[str, TensorRecord]] = set()
-        for one in texts_of_runs(folder):
-            for record in one.artifacts:
-                self._artifacts.add(record.content)
-                # Where a run is folded meanwhile both of its files tell of it.
-                if (one.run, record) not in told:
-                    told.add((one.run, record))
-                    yield from self._check(record, Damage(f"run:{one.run}", record.name, None, "", (one.run,)))
+    def _check_commits_of(self, runs: Folder) -> Iterator[Damage]:
+        """The commits that runs name, which may be on no branch any more; what artifacts they name is noted."""
+        for one in texts_of_runs(runs):
+            # Each once: where a run is folded meanwhile both of its files tell of them.
+            self._artifacts |= dict.fromkeys((one.run, record) for record in one.artifacts)
+            for commit in sorted(one.commits - self._commits):
+                # The ancestors of the ones before are among them by now.
+                if commit not in self._commits and self._history.has(commit):
+                    yield from self._check_tip(f"run:{one.run}", commit)
+
+    def _check_artifacts(self) -> Iterator[Damage]:
+        for run, record in self._artifacts:
+            yield from self._check(record, Damage(f"run:{run}", record.name, None, "", (run,)))
 
     def _check_text(self, text: bytes, commit: str, path: str) -> Iterator[Damage]:
         try:

@@ -96,8 +96,11 @@ def test_a_deleted_run_that_was_never_ended_keeps_what_its_journal_names(repo: R
     tracker = ExperimentTracker(Repository(repo.path))
     run = tracker.start("r", owner="shell")
     assert run.log_artifact(DATA, "a.bin") is not None
+    run.log("loss", 0.5, 1)
     run.close()
     delete(repo, run.experiment_id)
+    (seen,) = tracker.trash()
+    assert (len(seen.metrics), [one.name for one in seen.artifacts]) == (1, ["a.bin"])
     assert repo.gc(prune_now=True).packs == 0
     restore(repo, run.experiment_id)
     assert artifact(repo, run.experiment_id) == DATA
@@ -256,6 +259,23 @@ def test_a_damaged_artifact_is_found_when_the_bytes_are_read(repo: Repository, s
     turns = [fsck(repo, f"--read-data{share}")[1]["damage"] for _ in range(10 if share else 1)]
     (found,) = [one for damage in turns for one in damage]
     assert (found["commit"], found["part"], found["tensor"]) == (f"run:{run}", "a.bin", None)
+
+
+def test_commits_that_only_a_run_names_are_checked(repo: Repository) -> None:
+    """gc needs them, so fsck tells of them, too; by their own names, with the run beside."""
+    commit(repo, 1)
+    made = abandon(repo, 2)
+    with ExperimentTracker(Repository(repo.path)).start("r") as run:
+        run.end(commit_hash=made)
+    assert fsck(repo)[1]["commits"] == 2
+    lost = lose(pack_of(repo), repo)
+    with pytest.raises(CorruptionError, match="missing"):
+        Repository(repo.path).gc()
+    (found,) = Repository(repo.path).fsck().damage
+    assert (found.commit, found.tensor, found.runs) == (made, "layer.weight", (run.experiment_id,))
+    for path in (lost, lost.with_suffix(".idx")):
+        path.rename(repo.coral_dir / "packs" / path.name)
+    assert fsck(repo)[0] == 0
 
 
 def test_an_artifact_of_a_live_run_is_checked(repo: Repository) -> None:

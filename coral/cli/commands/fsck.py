@@ -37,7 +37,7 @@ _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 @json_option
 @pass_session
 def command(session: Session, read_data: str | None, git: bool, repair: bool, as_json: bool) -> None:
-    """Check every commit that a branch, a tag or HEAD reaches, and every run with its artifacts, also the deleted ones.
+    """Check every commit that a branch, a tag or HEAD reaches, and every run with what it names, deleted ones too.
 
     Without --read-data only that everything is there: commits, manifests and chunks. Exits with 5 when something is
     damaged, and names the commits, files, tensors and experiments that it hurts. With --git also every manifest that a
