@@ -614,6 +614,29 @@ def test_a_branch_that_moves_meanwhile(project: Project) -> None:
     assert refs(project) == before
 
 
+_COLLECTING = """#!/bin/sh
+case " $* " in *" update-ref "*)
+    (cd {project} && PATH={path} timeout 5 {python} -m coral gc --prune-now) > {log} 2>&1
+    echo "$?" >> {log}
+esac
+exec {git} "$@"
+"""
+
+
+def test_what_is_stored_is_held_until_the_branches_move(project: Project, tmp_path: Path) -> None:
+    """A collection that comes when all is stored, and git names none of it yet, has to wait."""
+    lfs(project, model=safe(tensors(1)))
+    path, log, wrapper = os.environ["PATH"], tmp_path / "log", tmp_path / "bin/git"
+    wrapper.parent.mkdir()
+    places = {"project": project.folder, "path": path, "log": log}
+    wrapper.write_text(_COLLECTING.format(python=sys.executable, git=shutil.which("git"), **places))
+    wrapper.chmod(0o755)
+    project.coral("import-lfs", "--history", PATH=f"{wrapper.parent}:{path}")
+    assert log.read_text() == "124\n"
+    project.coral("gc", "--prune-now")
+    project.coral("fsck", "--git")
+
+
 def test_a_signature_is_left_out(project: Project) -> None:
     """A signed tag would be wrong with another commit in it: its signature goes, its message stays."""
     commit = lfs(project, model=safe(tensors(1)))

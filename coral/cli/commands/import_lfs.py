@@ -98,6 +98,7 @@ def _say_what_stays(session: Session, names: Sequence[str]) -> None:
 
 
 def _import_history(session: Session, top: Path, names: Sequence[str], *, skip_missing: bool) -> None:
+    from coral.cli.filtering import open_filter
     from coral.git.lfs import LfsObjects
     from coral.git.rewriting import History, branches_and_tags
     from coral.verbs.lfs import alone
@@ -105,7 +106,8 @@ def _import_history(session: Session, top: Path, names: Sequence[str], *, skip_m
 
     refs = branches_and_tags(top, names)
     check(top, refs)
-    with alone(top) as scratch:
+    # Nothing names what is stored until the branches move.
+    with alone(top) as scratch, open_filter(top).store.held():
         kept = History(top, refs, beside=scratch.path("history"))
         found = look(top, kept)
         with progress_bar("importing", found.nbytes, quiet=session.quiet) as report:
