@@ -18,6 +18,7 @@ from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
 from coral.ids import ContentRef, checksum
 from coral.storage.locks import file_lock
+from coral.verbs.reachable import STORED
 
 if TYPE_CHECKING:
     from coral.storage.folder import Folder
@@ -30,12 +31,8 @@ LOCK = "locks/experiments"
 _SECONDS = 15.0
 _JOURNAL = ".jsonl"
 _COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
-_STRING = rb'"(?:[^"\\]|\\.)*+"'
-# Inside of a JSON string the quotes would be escaped.
-_ARTIFACT = re.compile(
-    rb'"name"\s*:\s*(%b)\s*,\s*"kind"\s*:\s*%b\s*,\s*"nbytes"\s*:\s*(\d{1,18})\s*,\s*"ref"\s*:\s*"(b3l?:[0-9a-f]{64})"'
-    % (_STRING, _STRING)
-)
+_BRACE_OR_STRING = re.compile(rb'[{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_MOST_BYTES = (1 << 63) - 1
 
 Seen = dict[str, tuple[float, int]]
 """When a file that was read had last been changed, and its size."""
@@ -61,9 +58,7 @@ class RunText(NamedTuple):
     def artifacts(self) -> Iterator[TensorRecord]:
         """The artifacts that it names and the store holds, each as if it were a tensor of bytes."""
         text = _sound_lines(self.text) if self.key.endswith(_JOURNAL) else self.text
-        for name, nbytes, ref in _ARTIFACT.findall(text):
-            with contextlib.suppress(ValueError, CoralError):  # nobody reads a run that names such a thing
-                yield TensorRecord(check_part_name(json.loads(name)), "U8", (int(nbytes),), ContentRef(ref.decode()))
+        return filter(None, (_artifact(found) for found in _flat_objects(text) if b'"ref"' in found))
 
 
 def texts_of_runs(folder: Folder, *, seen: Seen | None = None, trash: bool = True) -> Iterator[RunText]:
@@ -109,6 +104,32 @@ def _keys(folder: Folder, *, trash: bool) -> list[str]:
     return sorted(
         (key for key in keys if key.endswith((".json", _JOURNAL))), key=lambda key: not key.endswith(_JOURNAL)
     )
+
+
+def _flat_objects(text: bytes) -> Iterator[bytes]:
+    """The JSON objects that hold no other: an artifact is one, however its file was formatted. In linear time."""
+    start = None
+    for found in _BRACE_OR_STRING.finditer(text):
+        token = text[found.start()]
+        if token == ord("{"):
+            start = found.start()
+        elif token == ord("}"):
+            if start is not None:
+                yield text[start : found.end()]
+            start = None
+
+
+def _artifact(text: bytes) -> TensorRecord | None:
+    """The artifact that a JSON object is; None for anything else, and for one that is inline."""
+    try:
+        data = json.loads(text)
+        name, _, nbytes, ref = (data[key] for key in ("name", "kind", "nbytes", "ref"))
+        is_stored = STORED.fullmatch(ref.encode()) is not None
+        if is_stored and type(nbytes) is int and 0 <= nbytes <= _MOST_BYTES:
+            return TensorRecord(check_part_name(name), "U8", (nbytes,), ContentRef(ref))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, CoralError):
+        pass
+    return None
 
 
 def _sound_lines(journal: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -244,6 +245,18 @@ def test_a_lost_artifact_is_damage(repo: Repository, is_deleted: bool) -> None:
     (found,) = said["damage"]
     assert (code, found["commit"], found["part"], found["tensor"]) == (5, f"run:{run}", "a.bin", None)
     assert found["runs"] == [run] and "missing" in found["message"] and said["damaged_runs"] == []
+
+
+def test_an_artifact_is_found_however_its_file_is_formatted(repo: Repository) -> None:
+    """Somebody may have formatted it anew, and its name may hold what JSON is made of."""
+    name = 'a{"ref": 1}b.bin'
+    run = keep(repo, DATA, name)
+    path = repo.coral_dir / f"experiments/{run}.json"
+    (first,) = [record for one in texts_of_runs(repo.storage) for record in one.artifacts]
+    path.write_text(json.dumps(json.loads(path.read_text().replace('"check"', '"chalk"')), indent=2, sort_keys=True))
+    (again,) = [record for one in texts_of_runs(repo.storage) for record in one.artifacts]
+    assert first == again and (again.name, again.nbytes) == (name, len(DATA))
+    assert artifact(repo, run, name) == DATA
 
 
 @pytest.mark.parametrize("share", ["", "=10%"])
