@@ -78,7 +78,7 @@ class Marks:
         try:
             data = json.loads(text)
             named = [data["base"], *data["parts"].values()]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             named = [0]
         if not all(oid is None or (isinstance(oid, str) and _COMMIT.fullmatch(oid.encode())) for oid in named):
             raise CorruptionError(f"{self._folder.path(_STAGING)} is damaged", hint="remove it and add the files again")
