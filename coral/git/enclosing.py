@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from coral.git.command import ask
 from coral.ids import code_hash
@@ -25,8 +27,16 @@ _FIELDS = {"1 ": (3, 6, 5, 8), "u ": (4, 8, 6, 10)}
 _LINK, _NO_FILE = "120000", "000000"
 _READ_BYTES = 16 << 20
 _HASH = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
+_HEADER = re.compile(r"\s*\[\s*([^\]]*?)\s*\]")
 _LOCAL_FILTERS = ("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
 _OWN_SCOPES = ("local", "worktree")
+_SETTINGS = ("config.worktree", "config")
+_SETTINGS_BYTES = 1 << 20
+# What git, and coral, write into; a link in its place leads into somebody else's.
+_WRITTEN = ("config", "info", "coral")
+
+Owner = Literal["this", "unsaid", "another"]
+"""Whose repository a ``.git`` leads to: that of the folder it lies in, of another one, or nothing says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +66,11 @@ def find_git(path: Path) -> Path | None:
     return None
 
 
+def is_git_dir(folder: Path) -> bool:
+    """Whether a folder is one of git's own, whatever it is called."""
+    return (folder / "HEAD").is_file() and (folder / "objects").is_dir()
+
+
 def common_dir(path: Path) -> Path | None:
     """The git folder that all worktrees of the repository around a path share; None for none."""
     found = find_git(path)
@@ -64,6 +79,70 @@ def common_dir(path: Path) -> Path | None:
         return None
     shared = _first_line(git_dir / "commondir")
     return Path(os.path.normpath(git_dir / shared)) if shared else git_dir
+
+
+def owner(folder: Path) -> Owner:
+    """Whose the repository is that the ``.git`` in a folder leads to, by what only that repository's owner can say.
+
+    A ``.git`` that came with an archive may lead anywhere. A linked worktree is this folder's where git's note of it
+    names this ``.git``; a repository whose folder is elsewhere, such as a submodule's, where its ``core.worktree``
+    names this folder.
+    """
+    dot_git = folder / ".git"
+    git_dir = _git_dir(dot_git)
+    if git_dir is None:
+        return "unsaid"
+    git_dir = Path(os.path.realpath(git_dir))
+    if os.path.lexists(git_dir / "commondir"):
+        return "this" if not dot_git.is_symlink() and _is_linked_from(git_dir, dot_git) else "another"
+    if git_dir == Path(os.path.realpath(folder)) / ".git":
+        return "another" if any((git_dir / name).is_symlink() for name in _WRITTEN) else "this"
+    worktree = _setting(git_dir, "worktree")
+    if worktree is not None:
+        return "this" if _is_same(git_dir / worktree, folder) and not dot_git.is_symlink() else "another"
+    # Beside the .git of a folder that is not this one there is another worktree.
+    is_another = git_dir.name == ".git" or (_setting(git_dir, "bare") or "").lower() == "true"
+    return "another" if is_another else "unsaid"
+
+
+def _is_linked_from(git_dir: Path, dot_git: Path) -> bool:
+    """Whether this is git's folder of the linked worktree with this ``.git``, within the repository that it names."""
+    back = git_dir / _first_line(git_dir / "gitdir")
+    common = git_dir / _first_line(git_dir / "commondir")
+    return (
+        back.name == dot_git.name
+        and _is_same(back.parent, dot_git.parent)
+        and git_dir.parent.name == "worktrees"
+        and _is_same(common, git_dir.parent.parent)
+    )
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _setting(git_dir: Path, name: str) -> str | None:
+    """What a git folder's own configuration says of ``core``; None where it does not, in a way understood here."""
+    for file in _SETTINGS:
+        found, section = None, ""
+        for line in _text(git_dir / file).splitlines():
+            header = _HEADER.match(line)
+            section = header[1].lower() if header is not None else section
+            key, equals, value = line[header.end() if header is not None else 0 :].partition("=")
+            if equals and section == "core" and key.strip().lower() == name:
+                found = value.strip()
+        if found:
+            return _unquoted(found)
+    return None
+
+
+def _unquoted(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = value[1:-1]
+    return re.sub(r"\\(.)", r"\1", value)
 
 
 def exclude_file(path: Path) -> Path | None:
@@ -126,9 +205,15 @@ def _git_dir(candidate: Path) -> Path | None:
 
 
 def _first_line(path: Path) -> str:
+    return _text(path).partition("\n")[0]
+
+
+def _text(path: Path) -> str:
+    """The beginning of a regular file; empty for anything else, such as a pipe, which nobody writes to."""
     try:
-        with path.open("rb") as file:
-            return os.fsdecode(file.readline(65536)).rstrip("\n")
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            return os.fsdecode(file.read(_SETTINGS_BYTES)) if stat.S_ISREG(os.fstat(fd).st_mode) else ""
     except OSError:
         return ""
 

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from coral.errors import GitCommandError, NotFoundError, UsageError
+from coral.errors import ConflictError, GitCommandError, NotFoundError, UsageError
 from coral.git.command import ask, run
+from coral.git.enclosing import find_git, is_git_dir, owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,50 @@ class Place:
     @property
     def owns_hooks(self) -> bool:
         """Whether no other repository uses the same hooks."""
-        return any(self.hooks.is_relative_to(own) for own in (self.common, self.top))
+        return any(self.hooks.resolve().is_relative_to(own.resolve()) for own in (self.common, self.top))
+
+    @property
+    def hooks_are_of(self) -> Path | None:
+        """Another repository that the hooks lie in, by this one's own settings or a link; None for none."""
+        if self.owns_hooks or not (self.hooks.is_symlink() or self._sets_hooks()):
+            return None
+        hooks = self.hooks.resolve()
+        others = (folder for folder in (hooks, *hooks.parents) if is_git_dir(folder))
+        return next(others, None) or find_git(hooks)
+
+    def _sets_hooks(self) -> bool:
+        try:  # not quiet, as below
+            answer = run(self.top, ["config", "--show-scope", "--get", "core.hooksPath"], quiet=False)
+        except GitCommandError:
+            return False
+        return answer.partition(b"\t")[0] in (b"local", b"worktree")
 
 
 def top_of(folder: Path) -> Path | None:
-    """The top of the working tree that a folder lies in; None for none."""
+    """The top of the working tree that a folder lies in; None for none.
+
+    Raises:
+        ConflictError: its ``.git`` leads to a repository that does not know of it.
+    """
     answer = ask(folder, ["rev-parse", "--show-toplevel"])
-    return Path(answer.removesuffix("\n")) if answer else None
+    if not answer:
+        return None
+    top = Path(answer.removesuffix("\n"))
+    _refuse_another(folder, top)
+    return top
+
+
+def _refuse_another(folder: Path, top: Path) -> None:
+    """Raise ConflictError where what git takes for the worktree, by what may have come with an archive, is not ours."""
+    if not folder.resolve().is_relative_to(top.resolve()):
+        raise ConflictError(
+            f"git's settings say that the files of {folder} are in {top}", hint=f"go there, if that is yours: cd {top}"
+        )
+    if owner(top) == "another":
+        raise ConflictError(
+            f"{top / '.git'} leads to another folder's repository, where nothing is changed from here",
+            hint="of a linked worktree 'git worktree repair' says that it is one; else make a clone",
+        )
 
 
 def find_place(folder: Path) -> Place:
@@ -49,6 +87,7 @@ def find_place(folder: Path) -> Place:
     Raises:
         NotFoundError: there is none.
         UsageError: the folder is in a bare repository, or in a ``.git``.
+        ConflictError: its ``.git`` leads to a repository that does not know of it.
         GitCommandError: git is absent, or refuses.
     """
     folder = folder.resolve()
@@ -60,6 +99,7 @@ def find_place(folder: Path) -> Place:
             hint="go to a folder whose files git checks out, or see 'coral install --global'",
         )
     top = Path(_ask(folder, "--show-toplevel"))
+    _refuse_another(folder, top)
     common, hooks, attributes = (
         Path(os.path.normpath(top / _ask(top, *question)))
         for question in (("--git-common-dir",), ("--git-path", "hooks"), ("--git-path", "info/attributes"))

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral.errors import CorruptionError, UsageError
+from coral.errors import ConflictError, CorruptionError, UsageError
 from coral.objects.garbage import Garbage, Sweep, orphans, rewrite
 from coral.objects.idset import IdSet, to_ids
 from coral.objects.packs import INDEX, PACK
 from coral.objects.trash import Emptied, new_batch
 from coral.storage.locks import file_lock
+from coral.verbs import layout
 from coral.verbs.marking import Marks
 
 if TYPE_CHECKING:
@@ -84,10 +85,13 @@ def collect(
 
     Raises:
         CorruptionError, GitCommandError, StorageError: what is named cannot be known; nothing was collected.
+        ConflictError: the folder is not the project's own.
         LockedError: others kept the store busy; run it again.
     """
     if grace < 0:
         raise UsageError("the grace period is at least 0")
+    if not layout.open_folder(project).root.samefile(folder.root):
+        raise ConflictError(f"{folder.root} is not the .coral of {project}", hint="collect where the project is")
     damaged = history.damaged_refs()
     if damaged:
         raise CorruptionError(

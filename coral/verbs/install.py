@@ -140,6 +140,12 @@ def _check_hooks(place: Place) -> None:
             f"core.hooksPath is {place.hooks}, so that git runs no hooks, and would push without any tensors",
             hint="unset it with 'git config --unset core.hooksPath', or 'coral install --global' sets up no hook",
         )
+    if place.hooks_are_of is not None:
+        raise ConflictError(
+            f"git would take this repository's hooks from {place.hooks.resolve()}, which is {place.hooks_are_of}'s",
+            hint="unset core.hooksPath or remove the link; hooks that are yours, name in your own settings: "
+            "git config --global core.hooksPath",
+        )
 
 
 def _put_in(place: Place, program: Sequence[str]) -> tuple[Path, HookChange]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral import threads
-from coral.errors import RepositoryNotFoundError, StorageError
-from coral.git.enclosing import common_dir, exclude_file
+from coral.errors import ConflictError, CorruptionError, NotFoundError, RepositoryNotFoundError, StorageError
+from coral.git.enclosing import common_dir, exclude_file, find_git, owner
+from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.storage.memory import available_memory
@@ -19,15 +22,23 @@ if TYPE_CHECKING:
     from coral.objects import ChunkStore
 
 CORAL = ".coral"
+LINKED_FROM = "linked-from"
+"""In a ``.coral`` that lies elsewhere: the projects that it is for, each path a line."""
+_LINKS_BYTES = 1 << 20
 _FOLDERS = ("packs", "staging", "experiments", "trash", "tmp", "locks")
 _SHARE_OF_MEMORY = 4
 
 
 def open_folder(project: Path) -> Folder:
-    """The ``.coral`` folder of a project. Raises RepositoryNotFoundError."""
-    for candidate in (project, _main_worktree(project)):
-        if candidate is not None and _is_repository(candidate):
-            return _folder(candidate)
+    """The ``.coral`` folder of a project.
+
+    Raises:
+        RepositoryNotFoundError: there is none.
+        ConflictError: there is a link to one that is not said to be this project's, see :func:`_refuse_links`.
+    """
+    found = _find(project)
+    if found is not None:
+        return _folder(found)
     raise RepositoryNotFoundError(
         f"{project} is not a coral repository",
         hint="run 'coral init' there, or open it with Repository(path, init=True)",
@@ -37,8 +48,7 @@ def open_folder(project: Path) -> Folder:
 def discover(start: Path) -> Path:
     """The project folder that holds ``start``: the nearest one upwards with a repository."""
     for candidate in (start, *start.parents):
-        main = _main_worktree(candidate)
-        if _is_repository(candidate) or (main is not None and _is_repository(main)):
+        if _find(candidate) is not None:
             return candidate
     raise RepositoryNotFoundError(
         f"no coral repository in {start} or the folders above it", hint="run 'coral init' in your project's folder"
@@ -50,7 +60,7 @@ def create(project: Path) -> Folder:
     if sys.platform == "win32":
         raise StorageError("coral runs on Linux and macOS for now", hint="use it inside WSL")
     # A linked worktree may be removed with all that is in it: the repository belongs beside the main one.
-    folder = _folder(project if _is_repository(project) else _main_worktree(project) or project)
+    folder = _folder(_find(project) or _main_worktree(project) or project)
     folder.make_folder()
     with file_lock(folder.root / "locks" / "init"):
         if not folder.exists(CONFIG):
@@ -60,6 +70,8 @@ def create(project: Path) -> Folder:
 
             History.create(folder.root / ".git")
             _exclude(project)
+            if folder.root.parent != project and owner(project) == "unsaid":
+                folder.write(LINKED_FROM, f"{os.path.realpath(project)}\n".encode(errors="surrogateescape"))
             # Last: its presence says that all else is there.
             folder.write(CONFIG, Config().to_toml().encode())
             _warn_of_network(project)
@@ -99,31 +111,86 @@ def _folder(project: Path) -> Folder:
     return Folder(root, temporary=root / "tmp")
 
 
+def _find(project: Path) -> Path | None:
+    """The folder that a project's ``.coral`` lies in; None when there is none. Raises ConflictError."""
+    if _is_repository(project):
+        return project
+    main = _main_worktree(project)
+    return main if main is not None and _is_repository(main) else None
+
+
 def _main_worktree(project: Path) -> Path | None:
     """In a linked worktree of git, the main one, whose ``.coral`` all of them share.
 
     Of a bare repository, and of a submodule, git's own folder: what is beside a worktree of theirs goes away with it.
+
+    Raises:
+        ConflictError: a ``.git`` leads to a repository with a ``.coral``, and neither says that this is its worktree.
     """
-    if not (project / ".git").is_file():
+    dot_git = project / ".git"
+    if not dot_git.is_file() or find_git(project) != dot_git:
         return None
     common = common_dir(project)
     if common is None:
         return None
-    return common.parent if common.name == ".git" else common
+    main = common.parent if common.name == ".git" else common
+    whose, coral = owner(project), main / CORAL
+    if whose != "this" and (coral / CONFIG).is_file() and not _is_linked_from(coral, project):
+        raise _not_said(f"{dot_git} leads to {common}", coral, project)
+    return main if whose != "another" or (coral / CONFIG).is_file() else None
 
 
 def _is_repository(project: Path) -> bool:
+    """Whether there is one in a folder. Raises ConflictError."""
+    _refuse_links(project)
     return (project / CORAL / CONFIG).is_file()
+
+
+def _refuse_links(project: Path) -> None:
+    """Raise ConflictError where ``.coral``, or the history in it, is elsewhere, unless the place itself agrees.
+
+    git keeps links, so that a clone may bring one to somebody's ``.coral``. Where the user made it, the place that it
+    leads to names the project in a line of the file ``linked-from``, which nobody can bring along.
+    """
+    coral = project / CORAL
+    if coral.is_symlink() and not _is_linked_from(coral, project):
+        raise _not_said(f"{coral} is a symbolic link", coral, project)
+    history = coral / ".git"
+    if history.is_symlink() or os.path.lexists(history / "commondir"):
+        raise ConflictError(
+            f"{history} leads to another repository, and is not used", hint=f"move that one's folder to {history}"
+        )
+
+
+def _not_said(what: str, coral: Path, project: Path) -> ConflictError:
+    """The error for a ``.coral`` elsewhere that does not name the project."""
+    place, said = os.path.realpath(coral), os.path.realpath(project)
+    note = os.path.join(place, LINKED_FROM)
+    return ConflictError(
+        f"{what}, and {place} does not say that it is for {said}: it is not used",
+        hint=f"if it is yours, say so there: echo {shlex.quote(said)} >> {shlex.quote(note)}",
+    )
+
+
+def _is_linked_from(coral: Path, project: Path) -> bool:
+    try:
+        text = read_bounded(Folder(coral), LINKED_FROM, _LINKS_BYTES).decode(errors="surrogateescape")
+    except (NotFoundError, CorruptionError, StorageError):
+        return False
+    return os.path.realpath(project) in text.split("\n")
 
 
 def _exclude(project: Path) -> None:
     """List ``.coral`` in the enclosing git repository's ``info/exclude``."""
-    path = exclude_file(project)
-    if path is None:
+    path, found = exclude_file(project), find_git(project)
+    if path is None or found is None:
+        return
+    if owner(found.parent) == "another":
+        warnings.warn(f"{found} leads to another folder's repository, which is not told to ignore .coral", stacklevel=4)
         return
     folder = Folder(path.parent)
     text = folder.read(path.name).decode(errors="surrogateescape") if path.exists() else ""
-    if f"{CORAL}/" in (line.strip() for line in text.splitlines()):
+    if f"{CORAL}/" in (line.strip() for line in text.split("\n")):
         return
     if text and not text.endswith("\n"):
         text += "\n"

@@ -335,6 +335,7 @@ def test_a_repository_opened_by_two_paths_keeps_its_locks(
     twin = tmp_path / "twin"
     twin.mkdir()
     (twin / ".coral").symlink_to(repo.coral_dir)
+    (repo.coral_dir / "linked-from").write_text(f"{twin}\n")
     (seen,) = ExperimentTracker(Repository(twin)).list()
     assert str(seen.status) == "running"
     process = spawn(

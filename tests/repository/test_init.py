@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from coral import Repository
-from coral.errors import CorruptionError, RepositoryNotFoundError, StorageError, VersionError
+from coral.errors import ConflictError, CorruptionError, RepositoryNotFoundError, StorageError, VersionError
 from tests.repository.helpers import at_once, commit, git, raw, read, run, tree, weights
 
 
@@ -193,6 +195,100 @@ def test_worktrees_of_a_bare_repository_share_one_that_outlives_them(code: Path,
     assert Repository(two).resolve("HEAD") == Repository.discover(two).resolve("HEAD") == made.commit_hash
     git(bare, "worktree", "remove", str(one))
     assert read(Repository(two, init=True)) == raw(weights(1))
+
+
+def elsewhere(repo: Repository) -> Path:
+    """Put a project's .coral on another disk, and a link in its place; returns where it is."""
+    place = repo.path.parent / "disk/weights of it"
+    place.parent.mkdir()
+    repo.coral_dir.rename(place)
+    repo.coral_dir.symlink_to(place)
+    return place
+
+
+@pytest.mark.parametrize("target", ["absolute", "relative", "chain", "dangling", "empty"])
+def test_a_link_in_the_place_of_coral_is_refused(repo: Repository, target: str) -> None:
+    """git keeps links, so one may come with a clone: neither opened, nor found, nor made, whatever it leads to."""
+    commit(repo, 1)
+    place = elsewhere(repo)
+    if target != "absolute":
+        repo.coral_dir.unlink()
+        (repo.path / "link").symlink_to(os.path.relpath(place, repo.path))
+        leads = {"relative": f"../{place.relative_to(repo.path.parent)}", "chain": "link", "dangling": "../disk/no"}
+        (place.parent / "empty").mkdir()
+        repo.coral_dir.symlink_to(leads.get(target, "../disk/empty"))
+    before = tree(repo.path.parent)
+    for call in (
+        lambda: Repository(repo.path),
+        lambda: Repository(repo.path, init=True),
+        lambda: Repository.discover(repo.path),
+        repo.gc,
+    ):
+        with pytest.raises(ConflictError, match=r"is a symbolic link, and .* does not say that it is for"):
+            call()
+    assert tree(repo.path.parent) == before
+
+
+def test_a_link_that_its_target_knows_of_is_followed(code: Path, tmp_path: Path) -> None:
+    """Where the user wrote, as the error says, into the place itself that it is for the project, all is as ever."""
+    repo = Repository(code, init=True)
+    made = commit(repo, 1)
+    place = elsewhere(repo)
+    with pytest.raises(ConflictError) as refused:
+        Repository(code)
+    assert refused.value.hint is not None
+    command = refused.value.hint.partition("there: ")[2]
+    subprocess.run(["sh", "-c", command], check=True)
+    subprocess.run(["sh", "-c", command], check=True)
+    assert (place / "linked-from").read_text() == f"{code}\n" * 2
+    git(code, "worktree", "add", "-q", str(tmp_path / "tree"))
+    for again in (Repository(code), Repository.discover(code / ".git"), Repository(tmp_path / "tree", init=True)):
+        assert again.resolve("HEAD") == made.commit_hash
+        commit(again, 2)
+        again.gc(prune_now=True)
+        again.reset(made.commit_hash)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.coral").symlink_to(place)
+    with pytest.raises(ConflictError, match="does not say that it is for"):
+        Repository(tmp_path / "other")
+
+
+def test_a_link_to_a_new_place(tmp_path: Path) -> None:
+    """A repository is made behind a link that the place knows of."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "project/.coral").symlink_to("../disk")
+    (tmp_path / "disk/linked-from").write_text(f"/elsewhere\n{tmp_path / 'project'}\n")
+    commit(Repository(tmp_path / "project", init=True), 1)
+    assert read(Repository.discover(tmp_path / "project")) == raw(weights(1))
+    assert (tmp_path / "disk/config.toml").is_file()
+
+
+@pytest.mark.parametrize("by", ["worktree", "core.worktree", "linked-from", "nothing"])
+def test_a_git_file_is_followed_where_the_other_end_agrees(code: Path, tmp_path: Path, by: str) -> None:
+    """git's note of a linked worktree, a submodule's core.worktree, or what coral noted where git notes nothing."""
+    inner, away = tmp_path / "inner", tmp_path / "away.git"
+    if by == "worktree":
+        Repository(code, init=True)
+        git(code, "worktree", "add", "-q", str(inner))
+    else:
+        git(tmp_path, "init", "-q", "--separate-git-dir", str(away), str(inner))
+        if by == "core.worktree":
+            git(inner, "config", "core.worktree", "../inner")
+    made = commit(Repository(inner, init=True), 1)
+    assert (away / ".coral/linked-from").exists() == (by in ("linked-from", "nothing"))
+    if by == "nothing":
+        (away / ".coral/linked-from").unlink()
+        with pytest.raises(ConflictError, match=r"leads to .*away\.git, and .* does not say"):
+            Repository(inner)
+        return
+    assert Repository(inner).resolve("HEAD") == made.commit_hash
+    inner.rename(tmp_path / "moved")
+    with pytest.raises(ConflictError, match="does not say that it is for"):
+        Repository(tmp_path / "moved")
+    if by == "worktree":
+        git(code, "worktree", "repair", str(tmp_path / "moved"))
+        assert Repository(tmp_path / "moved").resolve("HEAD") == made.commit_hash
 
 
 def test_discover_looks_upwards(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import xxhash
 
 from coral import Repository
@@ -31,6 +32,7 @@ from coral.format.manifest import Manifest, TensorRecord
 from coral.format.pack import KIND_CHUNK, KIND_LIST, MAGIC, Entry, pack_header
 from coral.history.commit import CommitObject
 from coral.ids import ChunkId, checksum, chunk_id, list_ref, single_ref
+from coral.verbs.filter import GitFilter
 from coral.verbs.state import decode_state
 from tests.repository.helpers import commit, git, raw, read, weights
 from tests.torture.hostile import attempt, nested, run_cli, watched
@@ -121,7 +123,11 @@ def test_an_offered_remote(repo: Repository, outside: Path, url: str, capfd: pyt
 
 # -- symbolic links and pipes
 
-LINKED = ["packs", "tmp", "experiments", "staging", "cache", "locks", ".git/objects", ".git/refs/heads", ".git/logs"]
+LINKED = [
+    *("packs", "tmp", "experiments", "staging", "cache", "locks", "trash", "quarantine", ".git", ".git/objects"),
+    *(".git/objects/pack", ".git/refs", ".git/refs/heads", ".git/refs/tags", ".git/logs", ".git/logs/refs"),
+    ".git/logs/refs/heads",
+]
 
 
 def use_everything(repo: Repository) -> list[object]:
@@ -141,10 +147,14 @@ def use_everything(repo: Repository) -> list[object]:
         attempt(lambda: fresh.stage_weights(weights(2), FILE)),
         attempt(lambda: fresh.commit("through a link")),
         attempt(lambda: fresh.create_branch("other")),
+        attempt(lambda: fresh.tag("a-tag")),
         attempt(train),
         attempt(lambda: fresh.checkout("main", FILE)),
         attempt(fresh.status),
         attempt(fresh.repack),
+        attempt(lambda: fresh.gc(prune_now=True)),
+        attempt(lambda: fresh.fsck(repair=True)),
+        attempt(fresh.undo),
         attempt(fresh.storage.sweep_temporary),
     ]
 
@@ -156,6 +166,7 @@ def test_a_link_below_coral(repo: Repository, outside: Path, place: str) -> None
     path = repo.coral_dir / place
     if path.exists():
         path.rename(repo.coral_dir / "moved")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(outside)
     for name in outside.iterdir():
         os.utime(name, (1, 1))
@@ -166,14 +177,22 @@ def test_a_link_below_coral(repo: Repository, outside: Path, place: str) -> None
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
     "place",
-    ["locks/store", "locks/refs", "staging/lock", "locks/experiments", ".git/logs/HEAD", ".git/refs/heads/main"],
+    [
+        "operations",
+        "locks/store",
+        "locks/refs",
+        "staging/lock",
+        "locks/experiments",
+        ".git/logs/HEAD",
+        ".git/refs/heads/main",
+    ],
 )
 def test_a_link_in_the_place_of_a_file(repo: Repository, outside: Path, place: str) -> None:
     """A lock, a ref or a reflog that is a link makes no file, and adds nothing to one."""
     path = repo.coral_dir / place
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(outside / ("precious" if "logs" in place else "made"))
+    path.symlink_to(outside / ("precious" if "logs" in place or place == "operations" else "made"))
     with watched(outside, seconds=20):
         use_everything(repo)
 
@@ -200,6 +219,136 @@ def test_a_small_file_that_is_none(repo: Repository, outside: Path, place: str, 
             attempt(fresh.status)
             attempt(lambda: ExperimentTracker(fresh).list())
         assert isinstance(fresh, CoralError) == (place == "config.toml")
+
+
+# -- redirects
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """The user's own project in git, with a linked worktree, and one whose git folder is elsewhere."""
+    folder = tmp_path / "victim"
+    for words in (["init", "-q", str(folder)], ["init", "-q", "--separate-git-dir", f"{folder}.git", f"{folder}.away"]):
+        git(tmp_path, *words)
+    git(folder, "commit", "-q", "--allow-empty", "-m", "first")
+    git(folder, "worktree", "add", "-q", f"{folder}.linked")
+    for project in (folder, Path(f"{folder}.away")):
+        repo = Repository(project, init=True)
+        commit(repo, 1)
+        repo.create_branch("work")
+    return folder
+
+
+def set_link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+
+
+def set_git(folder: Path, text: str, **files: str) -> None:
+    """A ``.git`` file, and a git folder ``x`` with these files, as an archive may have them."""
+    (folder / ".git").write_text(text)
+    (folder / "x/worktrees/y").mkdir(parents=True)
+    for place in (folder / "x", folder / "x/worktrees/y"):
+        (place / "HEAD").write_text("ref: refs/heads/main\n")
+        for name, said in files.items():
+            (place / name).write_text(said)
+
+
+def set_own(folder: Path, *, link: str = "", **files: str) -> None:
+    """A git folder of its own, with files in it, and links to the victim's in the place of others."""
+    git(folder, "init", "-q")
+    for name, said in files.items():
+        with (folder / ".git" / name).open("a") as file:
+            file.write(said)
+    if link:
+        subprocess.run(["rm", "-r", folder / ".git" / link], check=True)
+        (folder / ".git" / link).symlink_to(f"../../victim/.git/{link}")
+
+
+def set_history(folder: Path, name: str) -> None:
+    """A ``.coral`` of its own with the victim's history."""
+    commit(Repository(folder, init=True), 2)
+    history = folder / ".coral/.git"
+    if name == "commondir":
+        (history / name).write_text("../../../victim/.coral/.git\n")
+        return
+    history.rename(folder / "moved")
+    if name == "link":
+        history.symlink_to("../../victim/.coral/.git")
+    else:
+        history.write_text("gitdir: ../../victim/.coral/.git\n")
+
+
+def set_admin_link(folder: Path) -> None:
+    set_git(folder, "gitdir: z\n")
+    set_link(folder / "z", "../victim/.git/worktrees/victim.linked")
+
+
+def set_inner_link(folder: Path) -> None:
+    set_git(folder, "gitdir: x\n", config="[core]\n\tworktree = ..\n")
+    set_link(folder / "x/.coral", "../../victim/.coral")
+
+
+def set_chain(folder: Path) -> None:
+    set_link(folder / ".coral", "a")
+    set_link(folder / "a", "b/c")
+    set_link(folder / "b/c", "../../victim/.coral")
+
+
+HOOKS = "[core]\n\thooksPath = ../victim/.git/hooks\n"
+REDIRECTS: dict[str, Callable[[Path], object]] = {
+    "coral": lambda folder: set_link(folder / ".coral", "../victim/.coral"),
+    "coral, absolute": lambda folder: set_link(folder / ".coral", f"{folder.parent}/victim/.coral"),
+    "coral, by other links": set_chain,
+    "coral, in git's folder": set_inner_link,
+    "git's folder": lambda folder: set_git(folder, "gitdir: ../victim/.git\n"),
+    "git's folder that is elsewhere": lambda folder: set_git(folder, "gitdir: ../victim.git\n"),
+    "git's folder of a linked worktree": lambda folder: set_git(
+        folder, "gitdir: ../victim/.git/worktrees/victim.linked\n"
+    ),
+    "the same by a link": set_admin_link,
+    "a linked worktree that is not the victim's": lambda folder: set_git(
+        folder, "gitdir: x\n", commondir="../../victim/.git\n", gitdir="../.git\n"
+    ),
+    "a linked worktree of a repository that is not the victim's": lambda folder: set_git(
+        folder, "gitdir: x/worktrees/y\n", commondir="../../../../victim/.git\n", gitdir=f"{folder}/.git\n"
+    ),
+    "a link for git's folder": lambda folder: set_link(folder / ".git", "../victim/.git"),
+    "a link for a linked worktree's": lambda folder: set_link(folder / ".git", "../victim.linked/.git"),
+    "a shared folder of git's": lambda folder: set_own(folder, commondir="../../victim/.git\n"),
+    "a link for git's settings": lambda folder: set_own(folder, link="config"),
+    "a link for git's info": lambda folder: set_own(folder, link="info"),
+    "a link for git's hooks": lambda folder: set_own(folder, link="hooks"),
+    "hooks elsewhere": lambda folder: set_own(folder, config=HOOKS),
+    "a worktree elsewhere": lambda folder: set_own(folder, config="[core]\n\tworktree = ../../victim\n"),
+    "a link for the history": lambda folder: set_history(folder, "link"),
+    "a file for the history": lambda folder: set_history(folder, "file"),
+    "a shared history": lambda folder: set_history(folder, "commondir"),
+}
+VERBS = [
+    *(["init"], ["status"], ["log"], ["fsck"], ["commit", "-m", "x", FILE], ["add", FILE], ["tag", "evil"], ["undo"]),
+    *(["branch", "-d", "work"], ["branch", "new"], ["reset", "HEAD"], ["exp", "start", "e"], ["repack"]),
+    *(["gc", "--prune-now"], ["fsck", "--repair"], ["remote", "add", "o", "../o"], ["install"], ["install", "--force"]),
+    *(["track", "*.x"], ["uninstall"], ["pull"], ["import-lfs"], ["merge", "--list"], ["checkout", "work"]),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", REDIRECTS)
+def test_a_redirect_to_what_is_the_users(victim: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever leads from a project that came from elsewhere to the user's own: no verb changes anything there."""
+    evil = victim.parent / "evil"
+    evil.mkdir()
+    REDIRECTS[kind](evil)
+    (evil / FILE).write_bytes(safetensors.numpy.save({"w": np.ones(99, "f4")}))
+    others = [path for path in victim.parent.iterdir() if path.name.startswith("victim")]
+    for words in VERBS:
+        with watched(*others, seconds=20):
+            run_cli(*words, folder=evil)
+    with watched(*others, seconds=20):
+        attempt(lambda: Repository(evil, init=True))
+        attempt(lambda: GitFilter(evil).keep(FILE, evil / FILE))
+        attempt(lambda: commit(Repository(evil), 3))
 
 
 # -- options in the place of names
