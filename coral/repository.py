@@ -712,8 +712,8 @@ class Repository:
         """Put what nothing names any more into the trash, and remove what has been there for the grace period.
 
         Kept is what branches, tags, HEAD and the reflogs lead to, what is staged, what runs name, deleted ones that can
-        be restored included, what can be undone, and what the git repository around the project reaches. A dedup hit
-        takes what it needs back out of the trash.
+        be restored included, what can be undone, and what the git repositories reach that rely on it: the one around
+        the project, and those that were noted. A dedup hit takes what it needs back out of the trash.
 
         Args:
             grace: how long what is new, what can be undone and what is in the trash is kept; in seconds, or a delta.
@@ -792,15 +792,17 @@ class Repository:
         Args:
             read_data: read and verify every byte, rather than only that every chunk is there; or a share of all,
                 another one each time.
-            git: check what the git repository around the project reaches as well.
+            git: check what the git repositories that rely on it reach as well.
             repair: make damaged indexes anew, and fetch what is lost from other packs, the trash, the remotes and the
                 project's files. Damaged packs go into the quarantine, and nothing is removed.
 
         Raises:
-            NotFoundError: there is no git repository around the project, and ``git``.
+            NotFoundError: no git repository is around the project, nor noted as relying on it, and ``git``.
+            GitCommandError: one that relies on it cannot be reached, and ``git``.
             LockedError: others kept the store busy for too long to repair it.
         """
         from coral.verbs.fsck import Checker, still_damaged, with_runs
+        from coral.verbs.relying import reliers
         from coral.verbs.scrub import Scrub
 
         share = float(read_data)
@@ -812,7 +814,7 @@ class Repository:
             scrub=Scrub(self.storage, share) if read_data is not False and share != 1 else None,
             progress=progress,
         )
-        checked = checker.run(runs=self.storage, git=self.path if git else None)
+        checked = checker.run(runs=self.storage, git=reliers(self.path, self.storage) if git else None)
         if repair:
             self.flush()
             self._line.check_not_holding()
@@ -868,16 +870,17 @@ class Repository:
         Raises:
             NotFoundError, UsageError: no such remote, or nothing says which of several.
             CorruptionError: chunks are missing or damaged here; all others were sent.
+            GitCommandError: a git repository that relies on this one cannot be reached; nothing was sent.
             StorageError: the disk refused; the next call goes on from there.
         """
-        from coral.verbs.reachable import manifests_of_head
+        from coral.verbs.relying import reliers
         from coral.verbs.runs import texts_of_runs
 
         tips = {*self.history.branches().values(), *self.history.tags().values()}
         head = self.history.head().commit
         commits = sorted(tips | {head} if head is not None else tips)
         own = (manifest for commit in commits for manifest in self._reader.at(commit).values())
-        ours = (manifest for _, manifest in manifests_of_head(self.path))
+        ours = (manifest for _, manifest in reliers(self.path, self.storage).heads())
         artifacts = (one for text in texts_of_runs(self.storage, trash=False) for one in text.artifacts)
         return self.send(chain(ours, own), remote, artifacts=artifacts, progress=progress)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,8 @@ def open_filter(top: Path) -> GitFilter:
     def fetch(store: ChunkStore, manifests: list[Manifest]) -> None:
         _fetch(top, store, manifests)
 
-    return GitFilter(top, previous=previous, fetch=fetch)
+    named = os.environ.get("GIT_DIR")
+    return GitFilter(top, previous=previous, fetch=fetch, git_dir=Path.cwd() / named if named else None)
 
 
 def _fetch(top: Path, store: ChunkStore, manifests: list[Manifest]) -> None:

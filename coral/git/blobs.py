@@ -46,11 +46,12 @@ class BlobReader:
 
     Args:
         folder: in the repository.
+        options: of git itself, such as ``--git-dir``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
         self._stack = contextlib.ExitStack()
-        commands = (["--no-replace-objects", "cat-file", how] for how in ("--batch-check", "--batch"))
+        commands = ([*options, "--no-replace-objects", "cat-file", how] for how in ("--batch-check", "--batch"))
         self._sizes, self._contents = (self._stack.enter_context(stream(folder, command)) for command in commands)
 
     def __enter__(self) -> BlobReader:
@@ -130,13 +131,17 @@ class BlobReader:
 
 
 def read_found(
-    folder: Path, found: Iterable[tuple[str, T]], *, wanted: Callable[[bytes], bool] | None = None
+    folder: Path,
+    found: Iterable[tuple[str, T]],
+    *,
+    wanted: Callable[[bytes], bool] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[T, bytes]]:
     """As :meth:`BlobReader.read`, by processes that start when there is anything to read."""
     rest = iter(found)
     first = next(rest, None)
     if first is not None:
-        with BlobReader(folder) as reader:
+        with BlobReader(folder, options=options) as reader:
             yield from reader.read(chain([first], rest), wanted=wanted)
 
 

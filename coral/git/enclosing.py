@@ -75,8 +75,11 @@ def common_dir(path: Path) -> Path | None:
     """The git folder that all worktrees of the repository around a path share; None for none."""
     found = find_git(path)
     git_dir = _git_dir(found) if found is not None else None
-    if git_dir is None:
-        return None
+    return shared_dir(git_dir) if git_dir is not None else None
+
+
+def shared_dir(git_dir: Path) -> Path:
+    """The git folder that all worktrees share, by the one of a worktree."""
     shared = _first_line(git_dir / "commondir")
     return Path(os.path.normpath(git_dir / shared)) if shared else git_dir
 
@@ -143,12 +146,6 @@ def _unquoted(value: str) -> str:
     if len(value) > 1 and value[0] == value[-1] == '"':
         value = value[1:-1]
     return re.sub(r"\\(.)", r"\1", value)
-
-
-def exclude_file(path: Path) -> Path | None:
-    """The file that lists what the repository around a path ignores on this machine alone; it may not exist yet."""
-    shared = common_dir(path)
-    return shared / "info" / "exclude" if shared is not None else None
 
 
 def code_state(path: Path) -> CodeState | None:

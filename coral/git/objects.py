@@ -64,7 +64,12 @@ def existing(folder: Path, names: Iterable[str], *, options: Sequence[str] = ())
 
 
 def blobs_since(
-    folder: Path, tips: Iterable[str], *, known: Iterable[str] = (), remote: str | None = None
+    folder: Path,
+    tips: Iterable[str],
+    *,
+    known: Iterable[str] = (),
+    remote: str | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[str, Where]]:
     """The objects that tips reach, each once, and one place where it is; trees and tags may be among them.
 
@@ -72,31 +77,37 @@ def blobs_since(
         tips: names or ids of commits and tags.
         known: ids of commits; what they reach is left out, as far as git sees that cheaply.
         remote: what was last seen of this remote's branches is left out.
+        options: of git itself, such as ``--git-dir``.
 
     Raises:
         GitCommandError: git failed, or an object is missing, other than in a partial clone.
     """
     told = "".join(f"{tip}\n" for tip in tips) + "".join(f"^{ident}\n" for ident in known)
     but = ["--not", f"--remotes={remote}"] if remote is not None else []
-    return _placed(lines(folder, [*_REV_LIST, "--in-commit-order", "--stdin", *but], data=told.encode()))
+    arguments = [*options, *_REV_LIST, "--in-commit-order", "--stdin", *but]
+    return _placed(lines(folder, arguments, data=told.encode()))
 
 
-def reachable_blobs(folder: Path) -> Iterator[tuple[str, Where]]:
+def reachable_blobs(folder: Path, *, options: Sequence[str] = ()) -> Iterator[tuple[str, Where]]:
     """All objects that git keeps from its own garbage collection for being reachable, and one place of each.
 
     That is: all refs (stashes, remote-tracking branches and notes among them), the reflogs of all of them, and for the
     main and each linked worktree its HEAD and that one's reflog, its own refs, its index with what is in conflict, and
     what a merge, a rebase, a cherry-pick, an am or a bisect under way has noted. Trees and tags may be among them.
 
+    Args:
+        options: of git itself, such as ``--git-dir``.
+
     Raises:
         GitCommandError: git failed, or an object is missing, other than in a partial clone.
     """
-    tips = _tips(folder)
-    shared = dict(_held(folder, {ident: name for ident, kind, name in _refs(folder) if kind in _NO_COMMITS}))
-    own = dict(_held(folder, {ident: name for ident, (kind, name) in tips.items() if kind in _NO_COMMITS}))
-    rest = {**own, **dict(_indexed(folder))}
+    tips = _tips(folder, options)
+    refs = {ident: name for ident, kind, name in _refs(folder, options=options) if kind in _NO_COMMITS}
+    shared = dict(_held(folder, refs, options))
+    own = dict(_held(folder, {ident: name for ident, (kind, name) in tips.items() if kind in _NO_COMMITS}, options))
+    rest = {**own, **dict(_indexed(folder, options))}
     told = "".join(f"{ident}\n" for ident, (kind, _) in tips.items() if kind not in _NO_COMMITS)
-    arguments = [*_REV_LIST, "--in-commit-order", "--all", "--reflog", "--stdin"]
+    arguments = [*options, *_REV_LIST, "--in-commit-order", "--all", "--reflog", "--stdin"]
     for ident, where in _placed(lines(folder, arguments, data=told.encode())):
         rest.pop(ident, None)
         # git lists what refs to trees and blobs hold after any commit.
@@ -115,30 +126,31 @@ def _placed(output: Iterable[bytes]) -> Iterator[tuple[str, Where]]:
             commit = ident.decode()
 
 
-def _indexed(folder: Path) -> Iterator[tuple[str, Where]]:
-    for line in lines(folder, [*_REV_LIST, "--indexed-objects"]):
+def _indexed(folder: Path, options: Sequence[str]) -> Iterator[tuple[str, Where]]:
+    for line in lines(folder, [*options, *_REV_LIST, "--indexed-objects"]):
         ident, _, path = line.partition(b" ")
         yield ident.decode(), Where("index", os.fsdecode(path))
 
 
-def _held(folder: Path, roots: Mapping[str, str]) -> Iterator[tuple[str, Where]]:
+def _held(folder: Path, roots: Mapping[str, str], options: Sequence[str]) -> Iterator[tuple[str, Where]]:
     """The objects of trees and blobs that no commit need hold, by the name of what holds them."""
     if not roots:
         return
     name = ""
-    for line in lines(folder, [*_REV_LIST, "--stdin"], data="".join(f"{ident}\n" for ident in roots).encode()):
+    told = "".join(f"{ident}\n" for ident in roots)
+    for line in lines(folder, [*options, *_REV_LIST, "--stdin"], data=told.encode()):
         ident, _, path = line.partition(b" ")
         name = roots.get(ident.decode(), name)
         yield ident.decode(), Where(name, os.fsdecode(path))
 
 
-def _tips(folder: Path) -> dict[str, tuple[str, str]]:
+def _tips(folder: Path, options: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Ids to kind and name of what holds objects and is no ref that all worktrees share.
 
     git lists the refs and the pseudo refs of one worktree only, and of a rebase under way nothing.
     """
     found: dict[str, tuple[str, str]] = {}
-    for git_dir in _git_dirs(folder):
+    for git_dir in _git_dirs(folder, options):
         own = [f"--git-dir={git_dir}"]
         noted = _noted(git_dir)
         found |= {ident: (kind, noted[ident]) for ident, (_, kind) in existing(folder, noted, options=own).items()}
@@ -156,9 +168,9 @@ def _refs(folder: Path, *under: str, options: Sequence[str] = ()) -> Iterator[tu
         yield ident, kind, name
 
 
-def _git_dirs(folder: Path) -> list[Path]:
+def _git_dirs(folder: Path, options: Sequence[str]) -> list[Path]:
     """The git folder of each worktree, the main one first."""
-    answer = ask(folder, ["rev-parse", "--git-common-dir"])
+    answer = ask(folder, [*options, "rev-parse", "--git-common-dir"])
     if answer is None:
         raise GitCommandError(f"git does not open the repository around {folder}")
     common = folder / answer.rstrip("\n")

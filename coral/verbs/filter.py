@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from coral import containers
 from coral.errors import CoralError, CorruptionError, RepositoryNotFoundError
 from coral.format.manifest import Manifest, is_manifest
+from coral.git.enclosing import common_dir, shared_dir
 from coral.git.lfs import parse_pointer
 from coral.git.pktline import PacketReader
 from coral.objects.parent import Parent
 from coral.verbs import layout
 from coral.verbs.config import Config
 from coral.verbs.ingest import skeleton_of, store_file, take_in, write_file
+from coral.verbs.relying import note
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -49,6 +51,7 @@ class GitFilter:
         previous: the blob that git's index holds for a name, None when there is none; what is stored is stored as its
             difference to that.
         fetch: brings what manifests need from a remote, as far as it has it.
+        git_dir: git's folder, where the environment says it; None looks upwards.
     """
 
     def __init__(
@@ -57,10 +60,13 @@ class GitFilter:
         *,
         previous: Callable[[str], bytes | None] = lambda _: None,
         fetch: Callable[[ChunkStore, list[Manifest]], None] = lambda *_: None,
+        git_dir: Path | None = None,
     ) -> None:
         self._project = project
         self._previous = previous
         self._fetch = fetch
+        self._git_dir = git_dir
+        self._is_noted = False
         self._opened: tuple[Folder, ChunkStore] | None = None
         self._holding = contextlib.ExitStack()
         self._is_holding = False
@@ -136,6 +142,7 @@ class GitFilter:
             # git names what is stored once it writes its index, and by then has ended this process, mostly.
             self._holding.enter_context(store.held())
             self._is_holding = True
+        self._note()
         with store.writer(keeps_young=True) as writer:
             manifest = store_file(file, writer, parent=self._parent(name, file.size))
             writer.seal()
@@ -154,6 +161,14 @@ class GitFilter:
             folder = layout.create(self._project)
             self._opened = folder, layout.open_store(folder, Config.load(folder))
         return self._opened
+
+    def _note(self) -> None:
+        """Note, where it is not, that a git repository relies on what is stored here from now on."""
+        if not self._is_noted:
+            common = shared_dir(self._git_dir) if self._git_dir is not None else common_dir(self._project)
+            if common is not None and note(self._open()[0], self._project, common):
+                layout.exclude(common)
+            self._is_noted = True
 
     # -- from a blob to a file
 
@@ -183,6 +198,7 @@ class GitFilter:
         store = self.store
         absent = [manifest for manifest in wanted if not is_here(store, manifest)]
         if absent:
+            self._note()
             self._fetch(store, absent)
         return [manifest for manifest in absent if not is_here(store, manifest)]
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import CoralError, CorruptionError, NotFoundError
 from coral.format.manifest import Manifest, TensorRecord
-from coral.git.enclosing import find_git
 from coral.ids import chunk_id
 from coral.objects.jobs import batched, in_order
 from coral.objects.salvage import damaged_packs, read_fully
-from coral.verbs.reachable import contents_in, is_conflicted, texts_of_git
+from coral.verbs.reachable import contents_in, is_conflicted
 from coral.verbs.runs import texts_of_runs
 
 if TYPE_CHECKING:
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from coral.objects.writer import Progress
     from coral.storage.folder import Folder
     from coral.verbs.parts import PartReader
+    from coral.verbs.relying import Reliers
     from coral.verbs.repair import Repaired
     from coral.verbs.scrub import Scrub
 
@@ -113,15 +112,15 @@ class Checker:
         self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
-    def run(self, *, runs: Folder | None = None, git: Path | None = None) -> Checked:
+    def run(self, *, runs: Folder | None = None, git: Reliers | None = None) -> Checked:
         """Check everything that a branch, a tag or HEAD reaches.
 
         Args:
             runs: ``.coral``, to check what its runs name as well.
-            git: a folder of the user's git repository, to check what that reaches as well.
+            git: the user's git repositories, to check what those reach as well.
 
         Raises:
-            NotFoundError: there is no git repository around it.
+            NotFoundError: there are none.
             GitCommandError: git failed.
             LockedError, StorageError: the files of runs cannot be read.
         """
@@ -214,11 +213,11 @@ class Checker:
         fresh = (record for record in manifest.everything if record.content not in self._verdicts)
         yield from self._check_records(fresh, commit, part)
 
-    def _check_git(self, project: Path) -> Iterator[Damage]:
+    def _check_git(self, git: Reliers) -> Iterator[Damage]:
         """Every manifest that is hurt is named, also where another one holds the same tensor."""
-        if find_git(project) is None:
-            raise NotFoundError(f"there is no git repository around {project}")
-        for (commit, path), text in texts_of_git(project):
+        if not git:
+            raise NotFoundError(f"there is no git repository around {git.project}")
+        for (commit, path), text in git.texts():
             self._manifests.add(chunk_id(text).hex())
             yield from self._check_text(text, commit, path)
 

@@ -19,6 +19,7 @@ from coral.git.place import Place
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.verbs import layout
+from coral.verbs.relying import forget, is_noted, note
 
 HookChange = Literal["unchanged", "written", "removed", "restored", "edited", "foreign"]
 """What became of the hook; ``edited`` and ``foreign`` ones were left as they are."""
@@ -36,6 +37,7 @@ class Installed:
         hook: the hook, and what became of it.
         before: the user's hook, which runs first; None for none.
         renamed: whether that hook asks for its own name, which has changed.
+        noted: whether it was noted that the repository relies on coral's, see :mod:`coral.verbs.relying`.
     """
 
     coral_dir: Path
@@ -46,20 +48,25 @@ class Installed:
     change: HookChange
     before: Path | None
     renamed: bool
+    noted: bool
 
     @property
     def changed(self) -> bool:
         """Whether anything did."""
-        return self.created or bool(self.settings) or self.change == "written"
+        return self.created or self.noted or bool(self.settings) or self.change == "written"
 
 
 @dataclass(frozen=True, slots=True)
 class Uninstalled:
-    """What :func:`uninstall` did: the keys it removed, the hook, and what became of that."""
+    """What :func:`uninstall` did: the keys it removed, the hook, and what became of that.
+
+    ``forgotten`` are git repositories that relied on coral's, and are no longer there.
+    """
 
     settings: tuple[str, ...]
     hook: Path
     change: HookChange
+    forgotten: tuple[Path, ...]
 
 
 def install(place: Place, program: Sequence[str], *, force: bool = False, configure: bool = True) -> Installed:
@@ -76,8 +83,11 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
     if configure and not force:
         settings.check(place.top, program, "local")
     _check_hooks(place)
-    created = _coral_dir(place) is None
-    coral_dir = layout.create(place.top).root
+    created = _coral_folder(place) is None
+    folder = layout.create(place.top)
+    layout.exclude(place.common)
+    # Before git is told to call coral: what it then stores must never be taken for garbage.
+    noted = note(folder, place.top, place.common)
     with alone(place):
         taken = settings.conflicts(place.top, program, "local") if configure else []
         hook, change = _put_in(place, program)
@@ -85,7 +95,7 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
     before = hook.with_name(BEFORE)
     there = os.path.lexists(before)
     return Installed(
-        coral_dir=coral_dir,
+        coral_dir=folder.root,
         created=created,
         settings=tuple(changed),
         overwritten=tuple(taken),
@@ -93,6 +103,7 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
         change=change,
         before=before if there else None,
         renamed=there and knows_its_name(_bytes(Folder(before.parent), BEFORE)),
+        noted=noted,
     )
 
 
@@ -103,30 +114,33 @@ def is_configured(place: Place) -> bool:
 
 
 def is_installed(place: Place) -> bool:
-    """Whether git runs coral here: settings, hook and coral's own repository are there."""
-    states = _states(Folder(place.hooks)).values()
-    return is_configured(place) and _coral_dir(place) is not None and any(state != "foreign" for state in states)
+    """Whether git runs coral here: settings, hook and coral's own repository are there, and that one knows of git's."""
+    states, folder = _states(Folder(place.hooks)).values(), _coral_folder(place)
+    is_known = folder is not None and is_noted(folder, place.common)
+    return is_configured(place) and is_known and any(state != "foreign" for state in states)
 
 
 def uninstall(place: Place) -> Uninstalled:
     """Take out what :func:`install` put in; the weights stay. Doing it again changes nothing."""
+    folder = _coral_folder(place)
     with alone(place):
         removed = settings.uninstall(place.top, "local")
         hook, change = _take_out(place)
-    return Uninstalled(tuple(removed), hook, change)
+        forgotten = forget(folder, place.common) if folder is not None else []
+    return Uninstalled(tuple(removed), hook, change, tuple(forgotten))
 
 
 @contextlib.contextmanager
 def alone(place: Place) -> Iterator[None]:
     """Keep other processes of coral from changing git's files of this repository, where coral has a place to say so."""
-    coral_dir = _coral_dir(place)
-    with file_lock(coral_dir / "locks" / "git") if coral_dir is not None else contextlib.nullcontext():
+    folder = _coral_folder(place)
+    with file_lock(folder.root / "locks" / "git") if folder is not None else contextlib.nullcontext():
         yield
 
 
-def _coral_dir(place: Place) -> Path | None:
+def _coral_folder(place: Place) -> Folder | None:
     try:
-        return layout.open_folder(place.top).root
+        return layout.open_folder(place.top)
     except RepositoryNotFoundError:
         return None
 

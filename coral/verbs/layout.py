@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from coral import threads
 from coral.errors import ConflictError, CorruptionError, NotFoundError, RepositoryNotFoundError, StorageError
-from coral.git.enclosing import common_dir, exclude_file, find_git, owner
+from coral.git.enclosing import common_dir, find_git, owner
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CORAL = ".coral"
 LINKED_FROM = "linked-from"
 """In a ``.coral`` that lies elsewhere: the projects that it is for, each path a line."""
+_EXCLUDE = "exclude"
 _LINKS_BYTES = 1 << 20
 _FOLDERS = ("packs", "staging", "experiments", "trash", "tmp", "locks")
 _SHARE_OF_MEMORY = 4
@@ -181,17 +182,22 @@ def _is_linked_from(coral: Path, project: Path) -> bool:
 
 
 def _exclude(project: Path) -> None:
-    """List ``.coral`` in the enclosing git repository's ``info/exclude``."""
-    path, found = exclude_file(project), find_git(project)
-    if path is None or found is None:
+    """List ``.coral`` in the ``info/exclude`` of the git repository around a project."""
+    common, found = common_dir(project), find_git(project)
+    if common is None or found is None:
         return
     if owner(found.parent) == "another":
-        warnings.warn(f"{found} leads to another folder's repository, which is not told to ignore .coral", stacklevel=4)
+        threads.warn(f"{found} leads to another folder's repository, which is not told to ignore .coral", UserWarning)
         return
-    folder = Folder(path.parent)
-    text = folder.read(path.name).decode(errors="surrogateescape") if path.exists() else ""
-    if f"{CORAL}/" in (line.strip() for line in text.split("\n")):
+    exclude(common)
+
+
+def exclude(common: Path) -> None:
+    """List ``.coral`` in the ``info/exclude`` of a git repository, by the git folder that its worktrees share."""
+    folder = Folder(common / "info")
+    text = folder.read(_EXCLUDE).decode(errors="surrogateescape") if folder.exists(_EXCLUDE) else ""
+    if f"{CORAL}/" in (line.strip() for line in text.splitlines()):
         return
     if text and not text.endswith("\n"):
         text += "\n"
-    folder.write(path.name, f"{text}{CORAL}/\n".encode(errors="surrogateescape"))
+    folder.write(_EXCLUDE, f"{text}{CORAL}/\n".encode(errors="surrogateescape"))

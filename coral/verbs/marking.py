@@ -2,25 +2,23 @@
 
 That is whatever the history's refs and reflogs reach, the shell's staging area, the commits and artifacts of runs, for
 as long as a deleted one can be restored, what operations that can be undone name, and the manifests that the git
-repository around the project reaches. Texts are searched for ids, whatever else they are: a manifest with conflict
-markers counts with all that it mentions, and so do one of a newer coral and the file of a run that is damaged. What
-cannot be read is an error, because nobody knows what it names.
+repositories reach which rely on the store: the one around the project, and those that are noted. Texts are searched for
+ids, whatever else they are: a manifest with conflict markers counts with all that it mentions, and so do one of a newer
+coral and the file of a run that is damaged. What cannot be read is an error, because nobody knows what it names.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral.errors import CorruptionError, GitCommandError, NotFoundError
-from coral.git.command import ask
-from coral.git.enclosing import common_dir, find_git
+from coral.errors import CorruptionError, NotFoundError
 from coral.objects.idset import IdSet
-from coral.verbs.reachable import STORED, texts_of_git
+from coral.verbs.reachable import STORED
+from coral.verbs.relying import reliers
 from coral.verbs.runs import Seen, texts_of_runs
 
 if TYPE_CHECKING:
@@ -63,8 +61,7 @@ class Marks:
         """
         # First what is on its way to be named elsewhere: a commit moves its ref before it clears the staging area.
         roots = {*self._staged(), *self._runs(), *self._history.named_since(self._since)}
-        check_git(self._project)
-        for _, text in texts_of_git(self._project, seen=self._of_git):
+        for _, text in reliers(self._project, self._folder).texts(seen=self._of_git):
             _add(text, self.may_be_here)
         for blob in self._reachable.blobs(sorted(roots)):
             _add(self._history.read_blob(blob), self.must_be_here)
@@ -89,34 +86,6 @@ class Marks:
         for one in texts_of_runs(self._folder, seen=self._of_runs):
             _add(one.text, self.may_be_here)
             yield from (oid for oid in one.commits if self._history.has(oid))
-
-
-def check_git(project: Path) -> None:
-    """Make sure that git will answer for the repository around a project. Raises GitCommandError."""
-    start = Path(os.path.abspath(project))
-    found = find_git(start)
-    for folder in (start, *start.parents):
-        candidate = folder / ".git"
-        if candidate == found:
-            break
-        if folder.name != ".coral" and os.path.lexists(candidate):
-            raise GitCommandError(f"{candidate} is there, and is no git repository that can be read")
-    if found is None:
-        return
-    answer, expected = ask(start, ["rev-parse", "--git-common-dir"]), common_dir(start)
-    if answer is None or expected is None:
-        raise GitCommandError(f"git does not open the repository around {start}", hint="is git installed?")
-    if not _is_same(start / answer.removesuffix("\n"), expected):
-        raise GitCommandError(
-            f"git was told to use another repository than the one around {start}", hint="unset GIT_DIR"
-        )
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
 
 
 def _add(text: bytes, ids: IdSet) -> None:

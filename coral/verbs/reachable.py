@@ -7,7 +7,7 @@ way, can come back into a file; so the chunks that it names are to be kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from coral.errors import FormatError
@@ -24,7 +24,12 @@ STORED = re.compile(rb"\bb3l?:([0-9a-f]{64})", re.ASCII)
 
 
 def manifests_since(
-    project: Path, tips: Iterable[str], *, known: Iterable[str] = (), remote: str | None = None
+    project: Path,
+    tips: Iterable[str],
+    *,
+    known: Iterable[str] = (),
+    remote: str | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[Where, Manifest]]:
     """The manifests that these tips reach, see :func:`coral.git.objects.blobs_since`.
 
@@ -34,30 +39,47 @@ def manifests_since(
         GitCommandError: git failed.
         VersionError: a manifest was written by a newer coral.
     """
-    found = blobs_since(project, tips, known=known, remote=remote)
-    return _parsed(read_found(project, found, wanted=_may_hold_refs))
+    found = blobs_since(project, tips, known=known, remote=remote, options=options)
+    return _parsed(read_found(project, found, wanted=_may_hold_refs, options=options))
 
 
-def manifests_of_head(project: Path) -> Iterator[tuple[Where, Manifest]]:
-    """The manifests of all commits that led to git's HEAD; none outside of git. Raises as the above."""
-    if find_git(project) is not None and existing(project, ["HEAD"]):
-        yield from manifests_since(project, ["HEAD"])
+def manifests_of_head(project: Path, *, git_dir: Path | None = None) -> Iterator[tuple[Where, Manifest]]:
+    """The manifests of all commits that led to git's HEAD; none outside of git. Raises as the above.
+
+    Args:
+        git_dir: the git folder that is meant; None means the repository around the project.
+    """
+    folder, options = _where(project, git_dir)
+    if folder is not None and existing(folder, ["HEAD"], options=options):
+        yield from manifests_since(folder, ["HEAD"], options=options)
 
 
-def texts_of_git(project: Path, *, seen: set[str] | None = None) -> Iterator[tuple[Where, bytes]]:
+def texts_of_git(
+    project: Path, *, git_dir: Path | None = None, seen: set[str] | None = None
+) -> Iterator[tuple[Where, bytes]]:
     """The manifests that git reaches, as they are, and one place of each; and what has conflict markers in it.
 
     Args:
+        git_dir: the git folder that is meant; None means the repository around the project, if there is one.
         seen: ids of blobs that need not be read again; those that are read now are put into it.
 
     Raises:
         GitCommandError: git failed, so that nobody knows what is reached.
     """
-    if find_git(project) is None:
+    folder, options = _where(project, git_dir)
+    if folder is None:
         return
-    for where, text in read_found(project, _fresh(reachable_blobs(project), seen), wanted=_may_hold_refs):
+    found = _fresh(reachable_blobs(folder, options=options), seen)
+    for where, text in read_found(folder, found, wanted=_may_hold_refs, options=options):
         if is_manifest(text) or _FIRST_WORDS in text:
             yield where, text
+
+
+def _where(project: Path, git_dir: Path | None) -> tuple[Path | None, tuple[str, ...]]:
+    """Where to ask git, and by which options of its own; None for nowhere."""
+    if git_dir is not None:
+        return git_dir, (f"--git-dir={git_dir}",)
+    return project if find_git(project) is not None else None, ()
 
 
 def _fresh(found: Iterable[tuple[str, Where]], seen: set[str] | None) -> Iterator[tuple[str, Where]]:

@@ -19,7 +19,6 @@ from coral.git.enclosing import (
     code_state,
     code_subject,
     common_dir,
-    exclude_file,
     find_git,
     identity,
 )
@@ -275,7 +274,7 @@ def test_no_commit_yet(tmp_path: Path) -> None:
 
 def test_no_repository(tmp_path: Path) -> None:
     """Outside of a repository nothing is known."""
-    assert find_git(tmp_path) is None and common_dir(tmp_path) is None and exclude_file(tmp_path) is None
+    assert find_git(tmp_path) is None and common_dir(tmp_path) is None
     assert code_state(tmp_path) is None
     assert code_state(tmp_path / "missing" / "folder") is None
 
@@ -301,7 +300,6 @@ def test_worktree(code: Path, tmp_path: Path) -> None:
     _git(code, "worktree", "add", "-q", "-b", "wt", str(tree))
     assert find_git(tree) == tree / ".git"
     assert common_dir(tree) == common_dir(code) == code / ".git"
-    assert exclude_file(tree) == code / ".git/info/exclude"
     (tree / "train.py").write_text("changed")
     assert without_diff(code_state(tree)) == CodeState(_git(code, "rev-parse", "HEAD"), "wt", True)
     state = code_state(code)

@@ -295,6 +295,12 @@ def set_chain(folder: Path) -> None:
     set_link(folder / "b/c", "../../victim/.coral")
 
 
+def set_note(folder: Path) -> None:
+    git(folder, "init", "-q")
+    commit(Repository(folder, init=True), 2)
+    (folder / ".coral/relying").write_text(f"{'0' * 32} {folder.parent}/victim/.git\n")
+
+
 HOOKS = "[core]\n\thooksPath = ../victim/.git/hooks\n"
 REDIRECTS: dict[str, Callable[[Path], object]] = {
     "coral": lambda folder: set_link(folder / ".coral", "../victim/.coral"),
@@ -323,6 +329,7 @@ REDIRECTS: dict[str, Callable[[Path], object]] = {
     "a worktree elsewhere": lambda folder: set_own(folder, config="[core]\n\tworktree = ../../victim\n"),
     "a link for the history": lambda folder: set_history(folder, "link"),
     "a file for the history": lambda folder: set_history(folder, "file"),
+    "a note of who relies on it": set_note,
     "a shared history": lambda folder: set_history(folder, "commondir"),
 }
 VERBS = [

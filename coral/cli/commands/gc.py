@@ -26,10 +26,10 @@ def command(session: Session, dry_run: bool, grace: str, prune_now: bool, as_jso
     """Collect tensors that nothing names any more.
 
     Kept is what branches, tags and reflogs lead to, what is staged, what runs name, the deleted ones that 'coral exp
-    restore' brings back included, what 'coral undo' can take back, and what the git repository around the project
-    reaches, its index and stashes included. The rest goes into
+    restore' brings back included, what 'coral undo' can take back, and what the git repositories reach that rely on it,
+    their indexes and stashes included: the one around the project, and those that .coral knows of. The rest goes into
     .coral/trash, from where 'coral undo' brings it back, and is removed after the grace period. When anything that
-    names tensors cannot be read, nothing is collected.
+    names tensors cannot be read or found, nothing is collected.
 
     With --prune-now nothing waits: not while git is at work on models. Deleted runs stay. git objects of the history
     are left to 'git -C .coral gc'.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from coral.cli.inside_git import global_option, here, is_global, local_option, say_settings
+from coral.cli.output import printable
 from coral.cli.session import Session, pass_session
+from coral.errors import NotFoundError, RepositoryNotFoundError
 
 if TYPE_CHECKING:
     from coral.git.place import Place
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 def command(session: Session, local: bool, everywhere: bool) -> None:
     """Take out what 'coral install' put in: git's settings, and the hook; the hook that was there before comes back.
 
-    The weights in .coral stay, and so do the patterns in .gitattributes ('coral untrack' removes those).
+    The weights in .coral stay, and so do the patterns in .gitattributes ('coral untrack' removes those). From then on
+    'coral gc' keeps what this repository needs only where it finds it by going upwards; and what was needed by one that
+    is no longer where it was is not kept.
 
     \b
     Examples:
@@ -39,13 +44,35 @@ def command(session: Session, local: bool, everywhere: bool) -> None:
         return
     from coral.verbs.install import uninstall
 
-    place = here()
+    try:
+        place = here()
+    except NotFoundError:
+        if not _say_forgotten(session, _forget()):
+            raise
+        return
     done = uninstall(place)
     say_settings(session, done.settings, "removed", "repository")
     _say_hook(session, place, done)
-    if not done.settings and done.change == "unchanged":
+    if not _say_forgotten(session, done.forgotten) and not done.settings and done.change == "unchanged":
         session.say("coral is not installed in this repository")
     _advise(session, place)
+
+
+def _forget() -> list[Path]:
+    """Have the project of this folder forget git repositories that are no longer there; returns those."""
+    from coral.verbs import layout
+    from coral.verbs.relying import forget
+
+    try:
+        return forget(layout.open_folder(layout.discover(Path.cwd())))
+    except RepositoryNotFoundError:
+        return []
+
+
+def _say_forgotten(session: Session, paths: Sequence[Path]) -> bool:
+    for path in paths:
+        session.say(f"forgot the git repository {printable(str(path))}, which is not there")
+    return bool(paths)
 
 
 def _say_hook(session: Session, place: Place, done: Uninstalled) -> None:
