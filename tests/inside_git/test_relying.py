@@ -84,8 +84,10 @@ def test_what_a_repository_elsewhere_needs_stays(dotfiles: Dotfiles, kind: str) 
     assert " collected: " in dotfiles.coral("gc", "--prune-now")
 
 
-def test_install_has_git_ignore_coral_there(dotfiles: Dotfiles) -> None:
-    """``.coral`` is in no ``git status`` of a repository that is elsewhere."""
+def test_git_ignores_coral_there(dotfiles: Dotfiles) -> None:
+    """``.coral`` is in no ``git status`` of a repository that is elsewhere: the filter sees to it, as install does."""
+    assert dotfiles.git("status", "--porcelain", "-uall") == ""
+    (dotfiles.git_dir / "info/exclude").unlink()
     dotfiles.coral_there("install", "--force")
     assert dotfiles.git("status", "--porcelain", "-uall") == ""
     dotfiles.git("add", "-A")
@@ -176,6 +178,21 @@ def test_a_copied_project_is_one_of_its_own(committed: Project, tmp_path: Path) 
     assert comes_back(copy)
 
 
+def test_projects_that_share_a_place(committed: Project, tmp_path: Path) -> None:
+    """Each project that links to one ``.coral`` is known to it, a copy of another one too, which bears its mark."""
+    place = (committed.folder / ".coral").rename(tmp_path / "place")
+    (committed.folder / ".coral").symlink_to(place)
+    copy = Project(tmp_path / "copy")
+    shutil.copytree(committed.folder, copy.folder, symlinks=True)
+    (place / "linked-from").write_text(f"{committed.folder}\n{copy.folder}\n")
+    committed.commit("only here", model=safe(tensors(1)))
+    copy.commit("only there", model=safe(tensors(2)))
+    assert notes(place) == [str(committed.folder / ".git"), str(copy.folder / ".git")]
+    collect(copy.folder)
+    collect(committed.folder)
+    assert Repository(copy.folder).fsck(git=True).damage == ()
+
+
 def test_a_clone_has_no_mark(committed: Project, tmp_path: Path) -> None:
     """git's clones bring nothing of it along, and a clone's tensors are its own."""
     clone = Project(tmp_path / "clone")
@@ -219,9 +236,11 @@ def test_in_git_s_own_folder(project: Project, tmp_path: Path) -> None:
     tree.configure()
     tree.commit("a model", model=MODEL)
     assert notes(bare / ".coral") == [str(bare)]
-    collect(bare)
-    (bare / ".coral/relying").unlink()
-    collect(bare)
+    for safe_ones in ("all", "explicit"):  # git, told so, finds no bare repository by itself
+        project.git("config", "--global", "safe.bareRepository", safe_ones)
+        collect(bare)
+        (bare / ".coral/relying").unlink(missing_ok=True)
+        collect(bare)
     collect(tree.folder)
     assert comes_back(tree)
 
