@@ -130,7 +130,7 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> Chunk
 
     Raises:
         NotFoundError: no such remote, or its folder is not there, as when it is not mounted.
-        UsageError: there are several, or its url is of a kind that is not supported.
+        UsageError: there are several, or its url is of a kind that is not supported, or leads to a repository.
         VersionError: made by a newer coral.
     """
     from coral.objects import ChunkStore
@@ -138,6 +138,7 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> Chunk
     remote = choose_remote(config, name)
     root = folder_of(remote, open_folder(project).root.parent)
     folder = _folder(root)
+    _refuse_repository(root, folder.names())
     try:
         Config.load(folder)
     except NotFoundError:
@@ -219,12 +220,17 @@ def _folder(root: Path) -> Folder:
     return Folder(root, temporary=root / _TMP)
 
 
+def _refuse_repository(root: Path, names: Iterable[str]) -> None:
+    """Raise UsageError where these are the names in a repository, which settings from elsewhere may call a remote."""
+    if not {".git", CORAL}.isdisjoint(names):
+        raise UsageError(f"{root} is a repository, not a remote", hint="name an empty folder, or a new one")
+
+
 def _make_ready(root: Path) -> None:
     """Make a remote in a folder that is empty or not there yet; one that is there already stays as it is."""
     folder = _folder(root)
     names = folder.names()
-    if ".git" in names or CORAL in names:
-        raise UsageError(f"{root} is a repository, not a remote", hint="name an empty folder, or a new one")
+    _refuse_repository(root, names)
     if CONFIG in names:
         Config.load(folder)
         return

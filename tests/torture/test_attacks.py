@@ -301,6 +301,12 @@ def set_note(folder: Path) -> None:
     (folder / ".coral/relying").write_text(f"{'0' * 32} {folder.parent}/victim/.git\n")
 
 
+def set_remote(folder: Path) -> None:
+    commit(Repository(folder, init=True), 2)
+    with (folder / ".coral/config.toml").open("a") as file:
+        file.write('\n[remotes.origin]\nurl = "../victim/.coral"\n')
+
+
 HOOKS = "[core]\n\thooksPath = ../victim/.git/hooks\n"
 REDIRECTS: dict[str, Callable[[Path], object]] = {
     "coral": lambda folder: set_link(folder / ".coral", "../victim/.coral"),
@@ -330,12 +336,20 @@ REDIRECTS: dict[str, Callable[[Path], object]] = {
     "a link for the history": lambda folder: set_history(folder, "link"),
     "a file for the history": lambda folder: set_history(folder, "file"),
     "a note of who relies on it": set_note,
+    "a remote": set_remote,
     "a shared history": lambda folder: set_history(folder, "commondir"),
 }
 VERBS = [
     *(["init"], ["status"], ["log"], ["fsck"], ["commit", "-m", "x", FILE], ["add", FILE], ["tag", "evil"], ["undo"]),
     *(["branch", "-d", "work"], ["branch", "new"], ["reset", "HEAD"], ["exp", "start", "e"], ["repack"]),
-    *(["gc", "--prune-now"], ["fsck", "--repair"], ["remote", "add", "o", "../o"], ["install"], ["install", "--force"]),
+    *(
+        ["gc", "--prune-now"],
+        ["fsck", "--repair"],
+        ["push", "origin"],
+        ["remote", "add", "o", "../o"],
+        ["install"],
+        ["install", "--force"],
+    ),
     *(["track", "*.x"], ["uninstall"], ["pull"], ["import-lfs"], ["merge", "--list"], ["checkout", "work"]),
 ]
 
