@@ -137,7 +137,8 @@ def _main_worktree(project: Path) -> Path | None:
     main = common.parent if common.name == ".git" else common
     whose, coral = owner(project), main / CORAL
     if whose != "this" and (coral / CONFIG).is_file() and not _is_linked_from(coral, project):
-        raise _not_said(f"{dot_git} leads to {common}", coral, project)
+        moved = f"a linked worktree that was moved: git worktree repair {shlex.quote(str(project))}; else, "
+        raise _not_said(f"{dot_git} leads to {common}", coral, project, moved if whose == "another" else "")
     return main if whose != "another" or (coral / CONFIG).is_file() else None
 
 
@@ -163,13 +164,13 @@ def _refuse_links(project: Path) -> None:
         )
 
 
-def _not_said(what: str, coral: Path, project: Path) -> ConflictError:
+def _not_said(what: str, coral: Path, project: Path, before: str = "") -> ConflictError:
     """The error for a ``.coral`` elsewhere that does not name the project."""
     place, said = os.path.realpath(coral), os.path.realpath(project)
     note = os.path.join(place, LINKED_FROM)
     return ConflictError(
         f"{what}, and {place} does not say that it is for {said}: it is not used",
-        hint=f"if it is yours, say so there: echo {shlex.quote(said)} >> {shlex.quote(note)}",
+        hint=f"{before}if it is yours, say so there: echo {shlex.quote(said)} >> {shlex.quote(note)}",
     )
 
 

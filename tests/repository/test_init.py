@@ -284,10 +284,11 @@ def test_a_git_file_is_followed_where_the_other_end_agrees(code: Path, tmp_path:
         return
     assert Repository(inner).resolve("HEAD") == made.commit_hash
     inner.rename(tmp_path / "moved")
-    with pytest.raises(ConflictError, match="does not say that it is for"):
+    with pytest.raises(ConflictError, match="does not say that it is for") as refused:
         Repository(tmp_path / "moved")
     if by == "worktree":
-        git(code, "worktree", "repair", str(tmp_path / "moved"))
+        assert f"git worktree repair {tmp_path / 'moved'}" in (refused.value.hint or "")
+        git(tmp_path / "moved", "worktree", "repair", str(tmp_path / "moved"))
         assert Repository(tmp_path / "moved").resolve("HEAD") == made.commit_hash
 
 
