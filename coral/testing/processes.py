@@ -36,7 +36,7 @@ class Ended(NamedTuple):
         result: what it returned; None when it was killed.
         error: the trace of an exception, None when there was none.
         finished: whether it came to its end by itself.
-        signal: what ended it when it did not, such as ``SIGSEGV``.
+        signal: what ended it when it did not, such as ``SIGSEGV``; ``exit 3`` where it left by itself.
     """
 
     notes: list[object]
@@ -121,7 +121,13 @@ def _fork(job: str, arguments: tuple[object, ...]) -> Ended:
     here.close()
     finished = said in ("result", "error")
     result, error = (value if said == one else None for one in ("result", "error"))
-    return Ended(notes, result, error, finished, signal.Signals(os.WTERMSIG(status)).name)
+    return Ended(notes, result, error, finished, _how(status))
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    names = {one.value: one.name for one in signal.Signals}
+    return f"exit {code}" if code >= 0 else names.get(-code, f"signal {-code}")
 
 
 def _end(child: int) -> None:

@@ -60,17 +60,27 @@ def act_and_die(note: Note, root: Path, plan: Plan) -> None:
     act(root)
 
 
-def fall(note: Note) -> None:
+def fall(note: Note, number: int) -> None:
     """Say something, and come to a bad end."""
     note(1)
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), number)
+
+
+def leave(note: Note, status: int) -> None:
+    """Say something, and leave without a word."""
+    note(1)
+    os._exit(status)
 
 
 def test_a_warm_process_says_how_a_job_ended() -> None:
-    """What it said before, whether it came to its end, and what ended it if not: a crash is not taken for a kill."""
+    """What it said before, whether it came to its end, and what ended it if not: neither a crash nor one that left by
+    itself is taken for a kill, and the warm process is there for the next."""
+    ends = {("fall", signal.SIGSEGV): "SIGSEGV", ("leave", 0): "exit 0", ("leave", 3): "exit 3"}
+    ends |= {("fall", signal.SIGRTMIN + 1): f"signal {signal.SIGRTMIN + 1}"}
     with Warm(None, [__name__], folder=ROOT) as warm:
-        ended = warm.run(f"{__name__}:fall")
-    assert (ended.notes, ended.finished, ended.signal) == ([1], False, "SIGSEGV")
+        for (job, argument), end in ends.items():
+            ended = warm.run(f"{__name__}:{job}", int(argument))
+            assert (ended.notes, ended.finished, ended.signal) == ([1], False, end)
 
 
 def hang(note: Note) -> None:
