@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from coral.experiments import Experiment, ExperimentTracker
 
 LEARNING_RATES = {"lr-3e-4": 3e-4, "lr-1e-3": 1e-3, "lr-3e-3": 3e-3}
 DOOMED = "lr-1e-3"  # this run is killed half-way, on purpose
+TINY = {"width": 32, "depth": 1, "heads": 2, "context": 16}
 
 
 class LanguageModel(nn.Module):
@@ -85,6 +87,11 @@ class Plan:
     folder: Path
     steps: int
     validate_every: int
+    shape: Mapping[str, int]
+
+    def model(self) -> LanguageModel:
+        """An untrained model."""
+        return LanguageModel(**self.shape)
 
 
 def train(plan: Plan, branch: str, resume: str | None = None, die_at: int | None = None) -> None:
@@ -93,7 +100,7 @@ def train(plan: Plan, branch: str, resume: str | None = None, die_at: int | None
     repo = Repository(plan.folder)
     tracker = ExperimentTracker(repo)
     training_text, validation_text = standard_library_text()
-    model = LanguageModel()
+    model = plan.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATES[branch])
 
     if resume is None:
@@ -129,10 +136,11 @@ def train(plan: Plan, branch: str, resume: str | None = None, die_at: int | None
 
 def train_all(plan: Plan) -> None:
     """The three runs side by side; the doomed one dies half-way and is resumed from its last commit."""
-    spawn = multiprocessing.get_context("spawn")
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["torch", "torch._dynamo", "safetensors.torch", "coral.experiments"])
     die_at = (plan.steps + plan.validate_every) // 2  # between two commits: what came since the last is lost
     processes = {
-        branch: spawn.Process(target=train, args=(plan, branch, None, die_at if branch == DOOMED else None))
+        branch: fresh.Process(target=train, args=(plan, branch, None, die_at if branch == DOOMED else None))
         for branch in LEARNING_RATES
     }
     for process in processes.values():
@@ -142,7 +150,7 @@ def train_all(plan: Plan) -> None:
     tracker = ExperimentTracker(Repository(plan.folder))
     (lost,) = tracker.get_by_name(DOOMED)
     print(f"  {DOOMED}  killed at step {die_at}: {ending(lost)}; going on from its last commit")
-    processes[DOOMED] = spawn.Process(target=train, args=(plan, DOOMED, lost.experiment_id))
+    processes[DOOMED] = fresh.Process(target=train, args=(plan, DOOMED, lost.experiment_id))
     processes[DOOMED].start()
     for branch, process in processes.items():
         process.join()
@@ -166,10 +174,9 @@ def show_runs(tracker: ExperimentTracker) -> None:
         )
 
 
-def torch_save_bytes(repo: Repository) -> tuple[int, int]:
+def torch_save_bytes(repo: Repository, model: LanguageModel) -> tuple[int, int]:
     """How many checkpoints all runs committed, and the bytes of the same ones written by ``torch.save``."""
     commits = {commit.commit_hash for branch in repo.branches() for commit in repo.log(branch) if commit.step}
-    model = LanguageModel()
     optimizer = torch.optim.AdamW(model.parameters())
     total = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -186,14 +193,13 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def check_best_out(repo: Repository, tracker: ExperimentTracker) -> bool:
+def check_best_out(repo: Repository, tracker: ExperimentTracker, model: LanguageModel) -> bool:
     """Check the best step's weights out by the command line; whether they still give the loss that was logged."""
     (best,) = tracker.find_best("val_loss", mode="min", status=None, limit=1)
     print(f"\nbest: {best['name']} at step {best['best_step']}, commit {str(best['commit_hash'])[:10]}")
     print("$ coral checkout best:val_loss", flush=True)
     subprocess.run([sys.executable, "-m", "coral", "checkout", "best:val_loss"], cwd=repo.path, check=True)
 
-    model = LanguageModel()
     model.load_state_dict(load_file(repo.path / "model.safetensors"))
     recomputed = validate(model, standard_library_text()[1])
     equal = recomputed == best["best_value"]
@@ -207,17 +213,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to make the repository (default: a new temporary folder)")
     parser.add_argument("--steps", type=int, default=120, help="training steps of each run (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="16 steps a run: to see that it works, not to learn much")
+    parser.add_argument("--quick", action="store_true", help="4 steps of a tiny model a run: to see that it works")
     arguments = parser.parse_args()
-    steps, validations = (16, 4) if arguments.quick else (arguments.steps, 8)
-    plan = Plan(arguments.folder or Path(tempfile.mkdtemp(prefix="coral-demo-")), steps, max(1, steps // validations))
+    steps, validations, shape = (4, 2, TINY) if arguments.quick else (arguments.steps, 8, {})
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="coral-demo-"))
+    plan = Plan(folder, steps, max(1, steps // validations), shape)
     if (plan.folder / ".coral").exists():
         parser.error(f"{plan.folder} holds a coral repository already")
 
     started = time.monotonic()
     torch.set_num_threads(1)  # as the runs do: the same sums in the same order
     torch.manual_seed(0)
-    model = LanguageModel()
+    model = plan.model()
     repo = Repository(plan.folder, init=True)
     repo.save(model, message="Untrained model")
     for branch in LEARNING_RATES:
@@ -228,13 +235,13 @@ def main() -> int:
 
     tracker = ExperimentTracker(repo)
     show_runs(tracker)
-    count, torch_bytes = torch_save_bytes(repo)
+    count, torch_bytes = torch_save_bytes(repo, model)
     packs, history = folder_bytes(repo.coral_dir / "packs"), folder_bytes(repo.coral_dir / ".git")
     coral_bytes = packs + history
     print(f"\n{count} checkpoints of model and optimizer:")
     print(f"  torch.save, a file each   {torch_bytes / 1e6:8.1f} MB")
     print(f"  coral, packs and history  {coral_bytes / 1e6:8.1f} MB  ({coral_bytes / torch_bytes:.2f} of it)")
-    equal = check_best_out(repo, tracker)
+    equal = check_best_out(repo, tracker, model)
     print(f"\nTook {time.monotonic() - started:.0f} s. The repository stays in {plan.folder}")
     return 0 if equal else 1
 
