@@ -81,7 +81,8 @@ def modelled(store: Store, warm: Warm, library: Path, place: Path, checkpoints: 
     checked(warm.run(f"{JOBS}:begin", store, template))
     shutil.copytree(template, folder)
     number = checkpoints * (POINTS_A_CHECKPOINT if store.of_points else 1)
-    warm.run(f"{JOBS}:record", store, folder, log, library, number)
+    ended = warm.run(f"{JOBS}:record", store, folder, log, library, number)
+    assert ended.signal == "exit 0", ended.error or ended.signal
     operations = parse(log.read_bytes())
     counts = Counter(acknowledged=sum(one.kind == "mark" for one in operations))
     assert counts["acknowledged"] == number, f"{store.name}: {counts}"

@@ -28,7 +28,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.peers import FROM_SCRATCH, TOOLS, ZipNN, measure, series_files
-from benchmarks.repository import facts, folder_bytes, forget_peak, in_own_process, progress, resident_peak, sync
+from benchmarks.repository import (
+    facts,
+    folder_bytes,
+    forget_peak,
+    in_own_process,
+    progress,
+    resident_peak,
+    start_processes,
+    sync,
+)
 from benchmarks.series import SERIES
 from benchmarks.training import LARGE, SMALL, Size, add_arguments
 from coral import Repository
@@ -139,11 +148,15 @@ def copying(live: dict[str, Tensor]) -> float:
 
 
 def disk_speed(folder: Path) -> float:
-    """Bytes a second of a large file written past the page cache, 8 MiB at a time, and synced."""
+    """Bytes a second of a large file written past the page cache, where it can be, 8 MiB at a time, and synced."""
     data = mmap.mmap(-1, 8 << 20)
     data.write(os.urandom(1 << 20) * 8)
     place = folder / "disk"
-    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | getattr(os, "O_DIRECT", 0))
+    flags = os.O_WRONLY | os.O_CREAT
+    try:
+        descriptor = os.open(place, flags | getattr(os, "O_DIRECT", 0))
+    except OSError:  # a file system in memory
+        descriptor = os.open(place, flags)
     clock = time.perf_counter()
     for _ in range(DISK_BYTES // len(data)):
         os.write(descriptor, data)
@@ -284,6 +297,8 @@ def main() -> None:
     parser.add_argument("--zipnn-python", type=Path, help="a Python that has zipnn")
     parser.add_argument("--json", type=Path, help="write every figure to this file, too")
     arguments = parser.parse_args()
+    start_processes(small=arguments.small)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
     for name, value in facts(arguments.cache).items():
         print(f"{name:<12} {value}")
     size = SMALL if arguments.small else LARGE

@@ -1,10 +1,11 @@
 """Reading weights back: coral beside ``torch.load``, ``load_file`` and ``cp``, on the same bytes, in one run.
 
-``python -m benchmarks.loading [--small] [--runs 5] [--json PATH] [--cache DIR]``. The repository holds the ten commits
-of the series ``fp32-2e-5``. A commit's depth is how many others must be decoded before it can be: 0 stands alone,
-4 is the deepest that coral writes. Each measurement has a process of its own and a round makes each measurement once;
-the medians over the rounds are shown. Libraries are loaded before time starts, by reading a few bytes in the same
-way; repository objects are fresh. What was read is compared with the series' file every time, outside of the time.
+``python -m benchmarks.loading [--small] [--runs 5] [--bars] [--json PATH] [--cache DIR]``. The repository holds the
+ten commits of the series ``fp32-2e-5``. A commit's depth is how many others must be decoded before it can be: 0 stands
+alone, 4 is the deepest that coral writes. Each measurement has a process of its own and a round makes each measurement
+once; the medians over the rounds are shown. Libraries are loaded before time starts, by reading a few bytes in the
+same way; repository objects are fresh. What was read is compared with the series' file every time, outside of the
+time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from benchmarks import bars
+from benchmarks.bars import MET, verdict
 from benchmarks.repository import (
     ONE_TENSOR,
     Sample,
@@ -35,6 +38,7 @@ from benchmarks.repository import (
     measured,
     median,
     progress,
+    start_processes,
     sync,
     warm,
 )
@@ -321,11 +325,6 @@ class Bar:
         return verdict(self.value(sample, base), self.limit(sample), self.shown, at_least=self.at_least)
 
 
-def verdict(value: float, limit: float, shown: Callable[[float], str], *, at_least: bool = False) -> str:
-    """``met``, or ``missed`` and by what; at most the limit is wanted, unless ``at_least``."""
-    return "met" if (value >= limit if at_least else value <= limit) else f"missed: {shown(value)}"
-
-
 def ratio(value: float) -> str:
     """A ratio, as it is shown."""
     return f"{value:.3f}x"
@@ -405,8 +404,9 @@ def run(place: Place, rounds: int) -> Samples:
     return samples
 
 
-def show(samples: Samples) -> None:
-    """Print the medians; the ratios are to the first row of each group."""
+def show(samples: Samples) -> list[str]:
+    """Print the medians; the ratios are to the first row of each group. Returns the bars that are missed."""
+    missed = []
     for group, rows in GROUPS.items():
         print(f"\n{group:<31}{'ms':>8}{'CPU ms':>8}{'extra MB':>10}{'speed':>8}   bar")
         base = median(samples[group][rows[0].label])
@@ -420,18 +420,23 @@ def show(samples: Samples) -> None:
             )
             for place, bar in enumerate(row.bars):
                 indent = "\n" + " " * 65 if place else ""
-                print(f"{indent}   {bar.text:<17}{bar.verdict(sample, base)}", end="")
+                found = bar.verdict(sample, base)
+                missed += [] if found == MET else [f"{row.label}, {bar.text}"]
+                print(f"{indent}   {bar.text:<17}{found}", end="")
             print()
+    return missed
 
 
-def main() -> None:
-    """Make the series if need be, measure, and print."""
+def main() -> int:
+    """Make the series if need be, measure, and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median is shown (%(default)s)")
     parser.add_argument("--json", type=Path, help="write every sample to this file, too")
+    bars.add_argument(parser)
     arguments = parser.parse_args()
 
+    start_processes(small=arguments.small)
     size = SMALL if arguments.small else LARGE
     files = series(SERIES, size, arguments.cache, print)
     known = facts(arguments.cache)
@@ -442,7 +447,7 @@ def main() -> None:
         place = Place(size, Path(work))
         in_own_process(prepare, place, files)
         samples = run(place, arguments.runs)
-    show(samples)
+    missed = show(samples)
     print(
         "\nextra MB: peak of resident memory above what the process held with the model and torch loaded, less what is"
         "\nreturned; libraries, and pages of mapped files while in use, count. speed: of the first line of each group."
@@ -453,7 +458,8 @@ def main() -> None:
             for group, rows in samples.items()
         }
         arguments.json.write_text(json.dumps({"facts": known, "samples": raw}, indent=1))
+    return bars.status(missed, asked=arguments.bars)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

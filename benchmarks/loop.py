@@ -1,6 +1,7 @@
 """What a training loop feels: saving beside the training, very many tensors, very many commits.
 
-``python -m benchmarks.loop [--only wait|tiny|many] [--small] [--runs 5] [--commits 2000] [--json PATH] [--cache DIR]``
+``python -m benchmarks.loop [--only wait|tiny|many] [--small] [--runs 5] [--commits 2000] [--bars] [--json PATH]
+[--cache DIR]``
 
 * ``wait``: a transformer and its AdamW state are trained and saved with ``wait=False``: how long the call holds the
   training up, beside one copy of the same bytes, and what a training step takes while the commit is being made.
@@ -31,7 +32,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.loading import files_in, ratio, verdict
+from benchmarks import bars
+from benchmarks.bars import MET, verdict
+from benchmarks.loading import files_in, ratio
 from benchmarks.repository import (
     facts,
     flat,
@@ -41,6 +44,7 @@ from benchmarks.repository import (
     measured,
     progress,
     resident_peak,
+    start_processes,
     sync,
     warm,
 )
@@ -52,7 +56,7 @@ from examples.train_and_pick_best import standard_library_text
 PARTS = ("wait", "tiny", "many")
 WARMING = 2  # saves until every buffer is there
 FREE_STEPS = 4  # measured before each commit
-TINY_COUNT, TINY_SIZE = 5_000, 64
+TINY_COUNT, TINY_COUNT_SMALL, TINY_SIZE = 5_000, 200, 64
 ENDS = 100  # commits at the beginning and at the end that are compared
 SHOWN = 20  # commits of a log
 
@@ -65,6 +69,7 @@ class Table:
 
     def __init__(self) -> None:
         self.figures: dict[str, Figures] = {}
+        self.missed: list[str] = []
 
     def keep(self, name: str, figures: Figures) -> Figures:
         """Keep what was measured, for ``--json``."""
@@ -78,6 +83,7 @@ class Table:
 
     def line(self, what: str, value: str, bar: str = "", verdict: str = "") -> None:
         """One row."""
+        self.missed += [what.strip()] if verdict not in ("", MET) else []
         print(f"  {what:<56}{value:>12}   {bar:<11}{verdict}".rstrip(), flush=True)
 
     def ratio(self, what: str, value: float, most: float) -> None:
@@ -262,10 +268,10 @@ def show_steps(table: Table, figures: Figures) -> None:
 # -- tiny tensors
 
 
-def tiny(folder: Path, rounds: int) -> Figures:
-    """Commits of many small tensors, all changed and none, and ``save_file`` of the same, by turns."""
+def tiny(folder: Path, rounds: int, count: int) -> Figures:
+    """Commits of so many small tensors, all changed and none, and ``save_file`` of the same, by turns."""
     torch.manual_seed(0)
-    tensors = {f"blocks.{number}.norm.weight": torch.randn(TINY_SIZE) for number in range(TINY_COUNT)}
+    tensors = {f"blocks.{number}.norm.weight": torch.randn(TINY_SIZE) for number in range(count)}
     base = forget_peak()
     repo, file = Repository(folder / "tiny", init=True), folder / "tiny.safetensors"
     figures: Figures = {}
@@ -299,19 +305,18 @@ def tiny(folder: Path, rounds: int) -> Figures:
     return figures
 
 
-def tiny_part(table: Table, folder: Path, rounds: int) -> None:
+def tiny_part(table: Table, folder: Path, rounds: int, count: int) -> None:
     """Measure and show tiny tensors."""
-    rounds = max(5, rounds)
-    figures = table.keep("tiny", in_own_process(partial(tiny, folder, rounds)))
+    figures = table.keep("tiny", in_own_process(partial(tiny, folder, rounds, count)))
     found = {name: statistics.median(values) for name, values in figures.items()}
 
     def each(seconds: float) -> str:
-        return f"{seconds / TINY_COUNT * 1e6:.1f} us"
+        return f"{seconds / count * 1e6:.1f} us"
 
-    table.head(f"{TINY_COUNT:,} tensors of {TINY_SIZE} numbers, a tensor; of {rounds}")
+    table.head(f"{count:,} tensors of {TINY_SIZE} numbers, a tensor; of {rounds}")
     changed = found["changed"]
     table.line("save_file + fsync", each(found["save_file"]))
-    table.line("commit, all changed a little", each(changed), "<= 20 us", verdict(changed, 20e-6 * TINY_COUNT, each))
+    table.line("commit, all changed a little", each(changed), "<= 20 us", verdict(changed, 20e-6 * count, each))
     table.line("commit, nothing changed", each(found["unchanged"]))
     for name, label in (("save_file", "save_file"), ("changed", "all changed"), ("unchanged", "nothing changed")):
         table.line(f"CPU time, {label}", each(found[f"{name}, cpu"]))
@@ -432,16 +437,18 @@ def show_found(table: Table, figures: Figures, rounds: int) -> None:
     table.line(f"git log -n {SHOWN}", ms(found["git log"]))
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--only", choices=PARTS, help="measure this part alone")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median is shown (%(default)s)")
     parser.add_argument("--commits", type=int, default=2000, help="how many are many (%(default)s)")
     parser.add_argument("--json", type=Path, help="write every figure to this file, too")
+    bars.add_argument(parser)
     arguments = parser.parse_args()
 
+    start_processes(small=arguments.small)
     size, rounds, table = SMALL if arguments.small else LARGE, arguments.runs, Table()
     chosen = PARTS if arguments.only is None else (arguments.only,)
     arguments.cache.mkdir(parents=True, exist_ok=True)
@@ -453,12 +460,13 @@ def main() -> None:
         if "wait" in chosen:
             wait_part(table, folder, rounds, size, checkpoints(size, arguments.cache, print)[0])
         if "tiny" in chosen:
-            tiny_part(table, folder, rounds)
+            tiny_part(table, folder, *((rounds, TINY_COUNT_SMALL) if arguments.small else (max(5, rounds), TINY_COUNT)))
         if "many" in chosen:
             many_part(table, folder, rounds, arguments.commits)
     if arguments.json:
         arguments.json.write_text(json.dumps({"facts": known, "figures": table.figures}, indent=1))
+    return bars.status(table.missed, asked=arguments.bars)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

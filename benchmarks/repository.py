@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import set_start_method
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -316,9 +316,19 @@ GROUPS: dict[str, list[Row]] = {
 Samples = dict[str, dict[str, list[Sample]]]
 
 
+def start_processes(*, small: bool) -> None:
+    """Have each measurement begin with a fresh Python; in a smoke run with a fork of this one, which takes no second.
+
+    Whoever forks must not have had threads, so torch gets none.
+    """
+    set_start_method("fork" if small else "spawn", force=True)
+    if small:
+        torch.set_num_threads(1)
+
+
 def in_own_process(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call the function in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    """Call the function in a process of its own; :func:`start_processes` says how it begins."""
+    with ProcessPoolExecutor(1) as pool:
         return pool.submit(function, *arguments, **options).result()
 
 
@@ -397,6 +407,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every sample to this file, too")
     arguments = parser.parse_args()
 
+    start_processes(small=arguments.small)
     size = SMALL if arguments.small else LARGE
     series = checkpoints(size, arguments.cache, print)
     for name, value in facts(arguments.cache).items():

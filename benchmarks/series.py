@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -26,8 +26,6 @@ from benchmarks.training import COUNT, LARGE, SMALL, Size, add_arguments
 from examples.train_and_pick_best import LanguageModel, standard_library_text
 
 PRETRAINED = "pretrained"
-PRETRAINING_STEPS = 400
-STEPS = 20  # between two checkpoints of a fine-tuning
 RANK, LORA_SCALE = 8, 2.0  # the usual alpha is twice the rank
 MORE_ROWS = 64  # a growing vocabulary has this many more after each growth
 
@@ -97,17 +95,21 @@ class FineTuning:
         dtype: of the weights, their gradients and AdamW's state.
         prepare: says what is trained.
         grow_at: the checkpoints, counted from one, before which the vocabulary grows.
-        steps: between two checkpoints.
+        each_step: whether each of its steps is a checkpoint.
     """
 
     rate: float
     dtype: torch.dtype = torch.float32
     prepare: Callable[[LanguageModel], None] = train_all
     grow_at: tuple[int, ...] = ()
-    steps: int = STEPS
+    each_step: bool = False
+
+    def apart(self, size: Size) -> int:
+        """Steps between two checkpoints."""
+        return 1 if self.each_step else size.apart
 
     def run(self, size: Size, start: Tensors) -> Iterator[tuple[Tensors, float]]:
-        """The state and the last batch's loss, every ``steps`` steps, ``COUNT`` times."""
+        """The state and the last batch's loss, at each of ``COUNT`` checkpoints."""
         model = size.model().to(self.dtype)
         model.load_state_dict(start)
         self.prepare(model)
@@ -117,7 +119,7 @@ class FineTuning:
             if number in self.grow_at:
                 grow_vocabulary(model)
                 optimizer = trainer(model, self.rate)
-            loss = advance(model, optimizer, text, size, self.steps)
+            loss = advance(model, optimizer, text, size, self.apart(size))
             yield plain_state(model), loss
 
 
@@ -152,12 +154,13 @@ SERIES: dict[str, FineTuning | Derived] = {
     "lora": FineTuning(2e-4, prepare=adapt),
     "lora-merged": Derived("lora", merge),
     "vocabulary": FineTuning(1e-4, grow_at=(4, 8)),
-    "fp32-2e-5, each step": FineTuning(2e-5, steps=1),
-    "bf16-2e-5, each step": FineTuning(2e-5, torch.bfloat16, steps=1),
-    "bf16-1e-4, each step": FineTuning(1e-4, torch.bfloat16, steps=1),
+    "fp32-2e-5, each step": FineTuning(2e-5, each_step=True),
+    "bf16-2e-5, each step": FineTuning(2e-5, torch.bfloat16, each_step=True),
+    "bf16-1e-4, each step": FineTuning(1e-4, torch.bfloat16, each_step=True),
 }
 
 
+@cache
 def halves() -> tuple[Tensor, Tensor]:
     """The text to train on from scratch, and the text to fine-tune on."""
     text, _ = standard_library_text()
@@ -189,8 +192,8 @@ def series(name: str, size: Size, cache: Path, say: Say) -> list[Path]:
         say: takes one line of progress.
     """
     way = SERIES.get(name)
-    apart = way.steps if isinstance(way, FineTuning) else STEPS
-    steps = [PRETRAINING_STEPS] if name == PRETRAINED else [apart * number for number in range(1, COUNT + 1)]
+    apart = way.apart(size) if isinstance(way, FineTuning) else size.apart
+    steps = [size.pretraining] if name == PRETRAINED else [apart * number for number in range(1, COUNT + 1)]
     files = [cache / size.name / name / f"step-{step:04}" / "model.safetensors" for step in steps]
     if not all(file.exists() for file in files):
         _make(name, size, cache, files, say)
@@ -222,7 +225,7 @@ def _pretrain(size: Size) -> Iterator[tuple[Tensors, float | None]]:
     """One checkpoint, trained from scratch."""
     text, _ = halves()
     model = size.model()
-    loss = advance(model, trainer(model, 1e-3), text, size, PRETRAINING_STEPS)
+    loss = advance(model, trainer(model, 1e-3), text, size, size.pretraining)
     yield model.state_dict(), loss
 
 

@@ -1,4 +1,4 @@
-"""How fast experiments are recorded and found again: ``python -m benchmarks.tracking [--small]``.
+"""How fast experiments are recorded and found again: ``python -m benchmarks.tracking [--small] [--bars]``.
 
 Everything is measured in this run, on this machine: medians of five or more, wall time unless the line says CPU.
 Other tools are measured beside coral where they are installed, with their own defaults.
@@ -25,24 +25,55 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks import bars
+from benchmarks.bars import MET, verdict
 from coral.experiments import ExperimentTracker
 from coral.experiments.index import CACHE_KEY
+from coral.experiments.record import decode, decode_history, encode, head
 from coral.repository import Repository
 
 ROUNDS = 5
+Shown = Callable[[float], str]
 
 
 class Table:
-    """Prints one line a measurement: what, coral, the bar, and the others."""
+    """Prints one line a measurement: what, how much, the bar, and whether it is met.
 
-    def line(self, what: str, value: str, bar: str = "") -> None:
+    Args:
+        has_bars: whether the bars are those of what is measured; a smoke run measures something else.
+    """
+
+    def __init__(self, has_bars: bool) -> None:
+        self._has_bars = has_bars
+        self.missed: list[str] = []
+
+    def line(self, what: str, value: str, note: str = "") -> None:
         """One row."""
-        print(f"{what:<58} {value:>22}  {bar}", flush=True)
+        print(f"{what:<58} {value:>22}  {note}".rstrip(), flush=True)
+
+    def bar(self, what: str, value: float, shown: Shown, limit: float, *, at_least: bool = False) -> None:
+        """A row with a bar: at most the limit, unless ``at_least``."""
+        if not self._has_bars:
+            self.line(what, shown(value))
+            return
+        found = verdict(value, limit, shown, at_least=at_least)
+        self.line(what, shown(value), f"{'>=' if at_least else '<='} {shown(limit)}: {found.partition(':')[0]}")
+        self.missed += [] if found == MET else [what]
 
 
-def median(measure: Callable[[], float], rounds: int = ROUNDS) -> float:
+def count(value: float) -> str:
+    """A number of calls or points, as it is shown."""
+    return f"{value:,.0f}"
+
+
+def ms(seconds: float) -> str:
+    """Seconds, as they are shown."""
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def median(measure: Callable[[], float]) -> float:
     """The median of several measurements."""
-    return statistics.median(measure() for _ in range(rounds))
+    return statistics.median(measure() for _ in range(ROUNDS))
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -74,28 +105,29 @@ def calls_a_second(log: Callable[[str, float, int], object], calls: int, threads
 def logging(table: Table, folder: Path, calls: int) -> None:
     """Log calls a second from one thread and from four, and what the history costs afterwards."""
     tracker = ExperimentTracker(Repository(folder / "logging", init=True))
-    for threads, bar in ((1, ">= 200,000"), (4, ">= 120,000")):
+    for threads, least in ((1, 200_000), (4, 120_000)):
         rates, closed = [], []
         for _ in range(ROUNDS):
             run = tracker.start("speed")
             rates.append(calls_a_second(run.log, calls, threads))
             closed.append(calls / (calls / rates[-1] + timed(run.end)))
-        table.line(f"log calls a second, {threads} thread(s), {calls:,} calls", f"{statistics.median(rates):,.0f}", bar)
-        table.line("    until it is closed", f"{statistics.median(closed):,.0f}")
+        what = f"log calls a second, {threads} thread(s), {calls:,} calls"
+        table.bar(what, statistics.median(rates), count, least, at_least=True)
+        table.line("    until it is closed", count(statistics.median(closed)))
     with tracker.run("history") as run:
         for step in range(calls):
             run.log("loss", random.random(), step=step)
     file = tracker.repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
-    table.line("bytes a point once folded", f"{file.stat().st_size / calls:.1f}", "<= 25")
+    table.bar("bytes a point once folded", file.stat().st_size / calls, "{:.1f}".format, 25)
 
     def load() -> None:
         history = tracker.get(run.experiment_id).get_metric_history("loss")
         assert len(history) == calls and history[-1].step == calls - 1
 
-    table.line(f"load a {calls:,}-point history", f"{median(lambda: timed(load)) * 1e3:.1f} ms", "<= 40 ms for 100,000")
+    table.bar(f"load a {calls:,}-point history", median(lambda: timed(load)), ms, 0.040)
 
 
-def queries(table: Table, folder: Path, runs: int, bar: bool) -> None:
+def queries(table: Table, folder: Path, runs: int, has_bars: bool) -> None:
     """The best of many runs: indexed in a warm process, and with the index deleted."""
     repo = Repository(folder / f"runs-{runs}", init=True)
     _many_runs(repo, runs)
@@ -104,7 +136,8 @@ def queries(table: Table, folder: Path, runs: int, bar: bool) -> None:
     def best(asked: ExperimentTracker) -> None:
         assert len(asked.find_best("val_loss", mode="min", limit=10)) == 10
 
-    best(tracker)
+    # A run whose file coral refuses would make the search faster than it is.
+    assert len(tracker.find_best("val_loss", mode="min", limit=runs + 1)) == runs
     indexed = median(lambda: timed(lambda: best(tracker)))
 
     def cold() -> float:
@@ -114,23 +147,31 @@ def queries(table: Table, folder: Path, runs: int, bar: bool) -> None:
 
     deleted = median(cold)
     opened = median(lambda: timed(lambda: best(ExperimentTracker(repo))))
-    table.line(f"best of {runs:,} runs, indexed", f"{indexed * 1e3:.1f} ms", "<= 50 ms" if bar else "")
-    table.line(f"best of {runs:,} runs, index read from its file", f"{opened * 1e3:.1f} ms")
-    table.line(f"best of {runs:,} runs, index deleted", f"{deleted * 1e3:.1f} ms", "<= 300 ms" if bar else "")
+    bar = table.bar if has_bars else lambda what, value, shown, _: table.line(what, shown(value))
+    bar(f"best of {runs:,} runs, indexed", indexed, ms, 0.050)
+    table.line(f"best of {runs:,} runs, index read from its file", ms(opened))
+    bar(f"best of {runs:,} runs, index deleted", deleted, ms, 0.300)
 
 
 def _many_runs(repo: Repository, count: int) -> None:
-    """Runs as they are on disk, copied from one that was really made, with values of their own."""
+    """Runs as they are on disk, each encoded from one that was really made, with values of its own."""
     tracker = ExperimentTracker(repo)
     with tracker.run("sweep", params={"lr": 1e-3, "opt": {"name": "adamw", "wd": 0.1}}, tags=["sweep"]) as run:
         for step in range(50):
             run.log_metrics({"train_loss": 777.5, "val_loss": 888.5, "val_acc": 0.5}, step=step)
-    model = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_text()
-    rng = random.Random(1)
+    folder = repo.coral_dir / "experiments"
+    path = folder / f"{run.experiment_id}.json"
+    data = path.read_bytes()
+    _, fields = head(data, path)
+    history = decode_history(data, path)
+    assert fields is not None
+    record = decode(fields, lambda: history, path)
+    rng, losses = random.Random(1), history.series["val_loss"].values
     for number in range(count - 1):
-        text = model.replace(run.experiment_id, f"{number:012x}").replace("888.5", repr(rng.random()))
-        (repo.coral_dir / "experiments" / f"{number:012x}.json").write_text(text)
-    _age(repo.coral_dir / "experiments")
+        record.experiment.experiment_id = f"{number:012x}"
+        losses[:] = [rng.random()] * len(losses)
+        (folder / f"{number:012x}.json").write_bytes(encode(record, history))
+    _age(folder)
 
 
 def _age(folder: Path) -> None:
@@ -154,7 +195,7 @@ def killed(table: Table, folder: Path, calls: int) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     (run,) = ExperimentTracker(repo).list()
-    table.line(f"points lost to kill -9, of {calls:,}", f"{calls - len(run.metrics):,}", "0")
+    table.bar(f"points lost to kill -9, of {calls:,}", calls - len(run.metrics), count, 0)
 
 
 def importing(table: Table) -> None:
@@ -167,14 +208,13 @@ def importing(table: Table) -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     alone = median(lambda: cpu("pass"))
-    table.line(
-        "import coral.experiments", f"{median(lambda: cpu('import coral.experiments')) - alone:.3f} s CPU", "<= 0.25 s"
-    )
+    imported = median(lambda: cpu("import coral.experiments"))
+    table.bar("import coral.experiments", imported - alone, "{:.3f} s CPU".format, 0.25)
 
 
 def others(table: Table, folder: Path, calls: int) -> None:
     """The same loop with the tools that are installed: calls a second, and again with what closing the run takes."""
-    for name, module, measure, count in (
+    for name, module, measure, most in (
         ("TensorBoard", "tensorboard", _tensorboard, calls),
         ("MLflow", "mlflow", _mlflow, min(calls, 500)),
         ("trackio", "trackio", _trackio, calls),
@@ -183,14 +223,13 @@ def others(table: Table, folder: Path, calls: int) -> None:
             table.line(f"log calls a second, {name}", "not installed")
             continue
         try:
-            rounds = [measure(folder, count) for _ in range(ROUNDS)]
+            rounds = [measure(folder, most) for _ in range(ROUNDS)]
         except Exception as error:  # another tool's trouble is a line, not the end
             table.line(f"log calls a second, {name}", type(error).__name__, str(error).partition("\n")[0])
             continue
-        table.line(
-            f"log calls a second, {name}, {count:,} calls", f"{statistics.median(one for one, _ in rounds):,.0f}"
-        )
-        table.line("    until it is closed", f"{statistics.median(both for _, both in rounds):,.0f}")
+        rates, closed = (statistics.median(one) for one in zip(*rounds, strict=True))
+        table.line(f"log calls a second, {name}, {most:,} calls", count(rates))
+        table.line("    until it is closed", count(closed))
 
 
 def _tensorboard(folder: Path, calls: int) -> tuple[float, float]:
@@ -227,28 +266,30 @@ def _until_closed(
 
 
 def sizes(small: bool) -> Iterator[tuple[int, bool]]:
-    """How many runs to search, and whether that size has a bar."""
+    """How many runs to search, and whether that size has bars."""
     yield from ((200, False),) if small else ((1_000, False), (10_000, True))
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a smoke run of a few seconds")
-    small = parser.parse_args().small
-    calls = 5_000 if small else 100_000
-    folder, table = Path(tempfile.mkdtemp(prefix="coral-bench-", dir=Path.cwd())), Table()
+    parser.add_argument("--small", action="store_true", help="a smoke run of a few seconds, which has no bars")
+    bars.add_argument(parser)
+    options = parser.parse_args()
+    calls = 1_000 if options.small else 100_000
+    folder, table = Path(tempfile.mkdtemp(prefix="coral-bench-", dir=Path.cwd())), Table(not options.small)
     try:
         print(f"medians of {ROUNDS}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; files in {folder.parent}")
         logging(table, folder, calls)
-        for runs, bar in sizes(small):
-            queries(table, folder, runs, bar)
+        for runs, has_bars in sizes(options.small):
+            queries(table, folder, runs, has_bars)
         killed(table, folder, calls)
         importing(table)
         others(table, folder, calls)
     finally:
         shutil.rmtree(folder)
+    return bars.status(table.missed, asked=options.bars)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,7 +24,12 @@ COUNT = 10
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape, and how it is trained: bytes a window, windows a step, steps between two checkpoints."""
+    """A model's shape, and how it is trained: bytes a window, windows a step, steps between two checkpoints.
+
+    Attributes:
+        pretraining: steps before the fine-tunings of :mod:`benchmarks.series`.
+        apart: steps between two checkpoints of those.
+    """
 
     name: str
     width: int
@@ -33,6 +38,8 @@ class Size:
     context: int
     windows: int
     steps: int
+    pretraining: int
+    apart: int
 
     def model(self) -> LanguageModel:
         """An untrained model of this size; the same one every time."""
@@ -40,8 +47,8 @@ class Size:
         return LanguageModel(self.width, self.depth, self.heads, self.context)
 
 
-LARGE = Size("large", width=512, depth=8, heads=8, context=64, windows=8, steps=8)  # 25.5 M parameters
-SMALL = Size("small", width=192, depth=3, heads=6, context=64, windows=8, steps=4)  # 1.4 M parameters
+LARGE = Size("large", 512, 8, heads=8, context=64, windows=8, steps=8, pretraining=400, apart=20)  # 25.5 M parameters
+SMALL = Size("smoke", 96, 2, heads=2, context=16, windows=2, steps=1, pretraining=1, apart=1)  # 0.3 M parameters
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def _save(checkpoint: Checkpoint, model: LanguageModel, optimizer: AdamW) -> Non
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that choose the checkpoints."""
-    parser.add_argument("--small", action="store_true", help="1.4 M parameters in place of 25.5 M: a smoke run")
+    parser.add_argument("--small", action="store_true", help="0.3 M parameters, hardly trained: a smoke run")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="where to keep checkpoints (%(default)s)")
 
 
