@@ -532,7 +532,9 @@ def _read_fields(path: Path) -> tuple[dict[str, Json], dict[str, Json] | None]:
     with os.fdopen(fd, "rb") as file:
         data = file.readline(_MAX_LINE_BYTES) + file.readline(_MAX_LINE_BYTES)
         if not data.startswith(SUMMARY):
-            data += file.read(_MAX_FILE_BYTES)
+            data += file.read(
+                min(_MAX_FILE_BYTES, os.fstat(fd).st_size)
+            )  # memory is taken for as many as are asked for
         return head(data, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from coral.experiments.journal import encode
 from coral.experiments.record import SUMMARY
 from coral.experiments.scalars import Json
 from coral.repository import Repository
+from coral.testing.memory import little_memory
+from coral.testing.processes import Note, Warm
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -55,6 +60,25 @@ def test_every_flipped_byte_of_a_run_is_noticed(repo: Repository, ended: Path) -
             else:
                 assert found == sound, place
     assert noticed > len(data) - 30
+
+
+def ask_with_little_memory(note: Note, project: Path, run: str) -> str:
+    """What becomes of a question for a run, by a process that may have 64 MB more."""
+    repo = Repository(project)
+    ExperimentTracker(repo).list()
+    with little_memory(64 << 20), pytest.raises(CorruptionError) as told:
+        ExperimentTracker(repo).get(run)
+    return str(told.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT TESTED: limits on memory are Linux's")
+def test_a_damaged_run_costs_what_its_bytes_cost(repo: Repository, ended: Path) -> None:
+    """A file that does not begin as it should is read as one that somebody formatted anew, and no more memory is taken
+    for that than it has bytes."""
+    ended.write_bytes(b"\0" + ended.read_bytes()[1:])
+    with Warm(None, [__name__], folder=ROOT) as warm:
+        told = warm.run(f"{__name__}:ask_with_little_memory", repo.path, ended.stem)
+    assert told.error is None and "is not the file of a run" in str(told.result)
 
 
 def test_a_run_of_an_older_coral_is_read(repo: Repository, ended: Path) -> None:

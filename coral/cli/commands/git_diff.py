@@ -67,7 +67,7 @@ def _open(path: str, file: str, blob: str, opened: ExitStack) -> Version | None:
     if text is None:
         with open(file, "rb") as start:
             head = start.read(64)
-            text = head + start.read(TEXT_LIMIT) if is_manifest(head) else None
+            text = head + start.read(min(TEXT_LIMIT, Path(file).stat().st_size)) if is_manifest(head) else None
     if text == b"":
         return NOTHING
     if text is not None and is_manifest(text):

@@ -103,7 +103,7 @@ def _written(path: Path) -> Merge | None:
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        text = file.read(TEXT_LIMIT)
+        text = file.read(min(TEXT_LIMIT, path.stat().st_size))
     try:
         return Merge.from_bytes(text, only_ours=True)
     except FormatError:
