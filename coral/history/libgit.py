@@ -35,6 +35,7 @@ from coral.errors import (
 )
 from coral.history import loose
 from coral.history.loose import Kind
+from coral.history.packed import Indexes
 from coral.storage.folder import Folder, sync_folder, translate_errors
 
 _KINDS = {"blob": ObjectType.BLOB, "tree": ObjectType.TREE, "commit": ObjectType.COMMIT, "tag": ObjectType.TAG}
@@ -149,6 +150,7 @@ class Handle:
         self._folder = Folder(git_dir)
         self._root = f"{git_dir}/"
         self._local = threading.local()
+        self._indexes = Indexes(f"{git_dir}/objects/pack")
         self._durable_folders: set[str] = set()
         self._told: set[str] = set()
 
@@ -164,8 +166,10 @@ class Handle:
 
     @property
     def _packs(self) -> pygit2.Odb:
-        """The packs alone: libgit2 1.9 reads a loose object that is cut short for ever, so it never reads any."""
+        """The packs alone: libgit2 1.9 reads a loose object that is cut short for ever, so it never reads any. It
+        follows an index wherever it leads, so each is looked at before."""
         _ = self._repo
+        self._indexes.check()
         packs: pygit2.Odb = self._local.packs
         return packs
 
