@@ -2,7 +2,8 @@
 
 Each slice has its own seed: so many crash states of one scenario, so many kills, so many files for one reader, and so
 on (``tests/torture/kinds.py``). What is done is kept in a state file after each slice; the table is written anew each
-time. A slice that finds something is kept with its seed, and the program ends with status 1.
+time. A slice that finds something is kept with its seed, and the program ends with status 1. One that did not come to
+its end, since a process of it crashed, was killed or raised, is not done: it is told of, and done again next time.
 """
 
 from __future__ import annotations
@@ -19,23 +20,38 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from tests.torture.harness import ROOT
 from tests.torture.kinds import KINDS, Bench, Slice
 
 RESULTS = ROOT / "benchmarks" / "results"
+SMALL = 0.005
 Name = tuple[str, str]
 """A kind, and one of its rows."""
 
 
 class Row(TypedDict):
-    """How far a row is: how many were done, how many were wrong, the seed of the next slice, and how long it took."""
+    """How far a row is.
+
+    Attributes:
+        done, wrong: how many were.
+        seed: of the next slice.
+        seconds: how long it took.
+        failed: the slices that did not come to their end, by their seeds, and why.
+    """
 
     done: int
     wrong: int
     seed: int
     seconds: float
+    failed: dict[str, str]
+
+
+class Failed(NamedTuple):
+    """A slice that did not come to its end."""
+
+    why: str
 
 
 class Progress:
@@ -43,35 +59,59 @@ class Progress:
 
     Args:
         path: of the file; what it says of rows that are no more is dropped.
+        small: whether one slice of each kind is all there is to do.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, small: bool = False) -> None:
+        self._path, self._small = path, small
         kept = json.loads(path.read_text()) if path.exists() else {"rows": {}, "found": []}
         self.found: list[str] = kept["found"]
+        empty = Row(done=0, wrong=0, seed=0, seconds=0.0, failed={})
         self.rows: dict[Name, Row] = {
-            (kind, row): kept["rows"].get(f"{kind}: {row}") or Row(done=0, wrong=0, seed=0, seconds=0.0)
+            (kind, row): {**empty, "failed": {}, **kept["rows"].get(f"{kind}: {row}", {})}
             for kind in KINDS
-            for row in KINDS[kind].rows
+            for row in KINDS[kind].rows[: 1 if small else None]
         }
+        self._again = {name: [int(seed) for seed in row["failed"]] for name, row in self.rows.items()}
+
+    @property
+    def failed(self) -> list[str]:
+        """The slices that did not come to their end, and why."""
+        return [
+            f"{': '.join(name)}, seed {seed}: FAILED: {why}"
+            for name, row in self.rows.items()
+            for seed, why in row["failed"].items()
+        ]
 
     def part(self, name: Name) -> float:
-        """How much of a row is done; 1 is all of it."""
+        """How much of a row is done, or was tried; 1 is all of it."""
         kind, row = KINDS[name[0]], self.rows[name]
+        if self._small:
+            return min(1, row["seed"])
         return (row["seed"] if kind.is_whole else row["done"]) / kind.share
 
-    def next(self, kinds: Collection[str], busy: Collection[Name]) -> Name | None:
-        """The row that is furthest from its full count; None when all are there, or at work."""
-        left = [name for name in self.rows if name[0] in kinds and name not in busy and self.part(name) < 1]
-        return min(left, key=self.part, default=None)
+    def next(self, kinds: Collection[str], busy: Collection[Name]) -> tuple[Name, int] | None:
+        """The row that is furthest from its full count, and a seed: first one that failed before this program began.
+        None when all are there, or at work."""
+        free = [name for name in self.rows if name[0] in kinds and name not in busy]
+        again = next((name for name in free if self._again[name]), None)
+        if again is not None:
+            return again, self._again[again].pop(0)
+        name = min((name for name in free if self.part(name) < 1), key=self.part, default=None)
+        return None if name is None else (name, self.rows[name]["seed"])
 
-    def add(self, name: Name, found: Slice, seconds: float) -> None:
+    def add(self, name: Name, seed: int, found: Slice | Failed, seconds: float) -> None:
         """Note a slice."""
-        row, (done, wrong) = self.rows[name], found
-        self.found += [f"{': '.join(name)}, seed {row['seed']}: {one}" for one in wrong]
-        row["done"] += done
-        row["wrong"] += len(wrong)
-        row["seed"] += 1
+        row = self.rows[name]
+        row["failed"].pop(str(seed), None)
+        if isinstance(found, Failed):
+            row["failed"][str(seed)] = found.why
+        else:
+            done, wrong = found
+            self.found += [f"{': '.join(name)}, seed {seed}: {one}" for one in wrong]
+            row["done"] += done
+            row["wrong"] += len(wrong)
+        row["seed"] = max(row["seed"], seed + 1)
         row["seconds"] = round(row["seconds"] + seconds, 1)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".tmp")
@@ -85,7 +125,7 @@ def table(progress: Progress) -> str:
     lines = ["# Torture", ""]
     lines.append(f"`make torture`, {datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Linux {platform.release()},")
     lines += [f"Python {platform.python_version()}. Seeds count from 0, one a slice.", ""]
-    lines += ["| what | done | of | slices (seeds) | wrong | minutes |", "|---|---:|---:|---:|---:|---:|"]
+    lines += ["| what | done | of | slices (seeds) | failed | wrong | minutes |", "|---|---:|---:|---:|---:|---:|---:|"]
     for kind in KINDS:
         rows = {name: row for name, row in progress.rows.items() if name[0] == kind}
         whole = Row(
@@ -93,16 +133,21 @@ def table(progress: Progress) -> str:
             wrong=sum(row["wrong"] for row in rows.values()),
             seed=sum(row["seed"] for row in rows.values()),
             seconds=sum(row["seconds"] for row in rows.values()),
+            failed={f"{row}: {seed}": why for row, one in rows.items() for seed, why in one["failed"].items()},
         )
         share = KINDS[kind].share
         lines.append(_line(f"**{kind}**", whole, share * len(rows), kind))
         lines += [_line(f"{kind}: {name[1]}", row, share, kind) for name, row in rows.items() if len(rows) > 1]
-    return "\n".join([*lines, "", *(f"- {one.splitlines()[0]}" for one in progress.found)]).rstrip() + "\n"
+    return (
+        "\n".join([*lines, "", *(f"- {one.splitlines()[0]}" for one in progress.failed + progress.found)]).rstrip()
+        + "\n"
+    )
 
 
 def _line(what: str, row: Row, share: int, kind: str) -> str:
     of = f"all, in {share:,} slices" if KINDS[kind].is_whole else f"{share:,}"
-    return f"| {what} | {row['done']:,} | {of} | {row['seed']:,} | {row['wrong']} | {row['seconds'] / 60:.0f} |"
+    counts = f"{row['seed']:,} | {len(row['failed'])} | {row['wrong']}"
+    return f"| {what} | {row['done']:,} | {of} | {counts} | {row['seconds'] / 60:.0f} |"
 
 
 class Workers:
@@ -114,12 +159,12 @@ class Workers:
         for bench in benches:
             self._free.put(bench)
         self._count = len(benches)
-        self._running: dict[Future[tuple[Slice, float]], Name] = {}
+        self._running: dict[Future[tuple[Slice | Failed, float]], tuple[Name, int]] = {}
 
     @property
     def busy(self) -> list[Name]:
         """The rows at work."""
-        return list(self._running.values())
+        return [name for name, _ in self._running.values()]
 
     @property
     def is_full(self) -> bool:
@@ -128,19 +173,20 @@ class Workers:
 
     def begin(self, name: Name, seed: int) -> None:
         """Begin a slice."""
-        self._running[self._pool.submit(self._do, name, seed)] = name
+        self._running[self._pool.submit(self._do, name, seed)] = name, seed
 
-    def ended(self) -> list[tuple[Name, Slice, float]]:
+    def ended(self) -> list[tuple[Name, int, Slice | Failed, float]]:
         """Wait for a slice, and return those that have ended, with the seconds they took."""
         done, _ = wait(self._running, return_when=FIRST_COMPLETED)
-        return [(self._running.pop(one), *one.result()) for one in done]
+        return [(*self._running.pop(one), *one.result()) for one in done]
 
-    def _do(self, name: Name, seed: int) -> tuple[Slice, float]:
+    def _do(self, name: Name, seed: int) -> tuple[Slice | Failed, float]:
         bench, started = self._free.get(), time.monotonic()
+        found: Slice | Failed
         try:
             found = KINDS[name[0]].work(bench, name[1], seed)
         except Exception as error:
-            found = 0, [f"{error!r}\n{traceback.format_exc(limit=-4)}"]
+            found = Failed(f"{error!r}\n{traceback.format_exc(limit=-4)}")
         finally:
             self._free.put(bench)
         return found, time.monotonic() - started
@@ -153,6 +199,7 @@ def options() -> argparse.Namespace:
     usual = [name for name, kind in KINDS.items() if not kind.is_optional]
     parser.add_argument("--only", default=",".join(usual), help=f"some of: {','.join(KINDS)}")
     parser.add_argument("--jobs", type=int, default=1, help="how many slices at once")
+    parser.add_argument("--small", action="store_true", help="a fraction of one slice of each kind, noted nowhere")
     parser.add_argument("--state", type=Path, default=RESULTS / "torture.json", help="where to go on from")
     parser.add_argument("--table", type=Path, default=RESULTS / "torture.md", help="where to write the table")
     found = parser.parse_args()
@@ -167,36 +214,46 @@ def run(wanted: argparse.Namespace, progress: Progress, workers: Workers) -> Non
     stop = time.monotonic() + 60 * wanted.minutes
     while True:
         while not workers.is_full and time.monotonic() < stop:
-            name = progress.next(wanted.only, workers.busy)
-            if name is None:
+            chosen = progress.next(wanted.only, workers.busy)
+            if chosen is None:
                 break
-            workers.begin(name, progress.rows[name]["seed"])
+            workers.begin(*chosen)
         if not workers.busy:
             return
-        for name, found, seconds in workers.ended():
-            progress.add(name, found, seconds)
+        for name, seed, found, seconds in workers.ended():
+            progress.add(name, seed, found, seconds)
             wanted.table.write_text(table(progress))
-            print(f"{': '.join(name)}: {found[0]} done, {len(found[1])} wrong", *found[1], sep="\n  ", flush=True)
+            print(f"{': '.join(name)}: {told(seed, found)}", flush=True)
+
+
+def told(seed: int, found: Slice | Failed) -> str:
+    """What became of a slice."""
+    if isinstance(found, Failed):
+        return f"seed {seed} FAILED\n  {found.why}"
+    return "\n  ".join([f"{found[0]} done, {len(found[1])} wrong", *found[1]])
 
 
 def main() -> int:
-    """The exit status: 0 nothing wrong, 1 something was found, 2 something could not be tested here."""
+    """The exit status: 0 nothing wrong, 1 something was found or failed, 2 something could not be tested here."""
     wanted = options()
     missing = {kind: why for kind in wanted.only if (why := KINDS[kind].why_not()) is not None}
     wanted.only = [kind for kind in wanted.only if kind not in missing]
     for kind, why in missing.items():
         print(f"NOT TESTED: {kind}: {why}", flush=True)
     memory = Path("/dev/shm")
-    progress = Progress(wanted.state)
     with tempfile.TemporaryDirectory(prefix="coral-", dir=memory if memory.is_dir() else None) as folder:
-        benches = [Bench(Path(folder).resolve() / str(number)) for number in range(wanted.jobs)]
+        place = Path(folder).resolve()
+        if wanted.small:
+            wanted.state, wanted.table = place / "state.json", place / "table.md"
+        progress = Progress(wanted.state, small=wanted.small)
+        benches = [Bench(place / str(number), part=SMALL if wanted.small else 1.0) for number in range(wanted.jobs)]
         try:
             run(wanted, progress, Workers(benches))
         finally:
             for bench in benches:
                 bench.close()
     print(table(progress))
-    return 1 if progress.found else 2 if missing else 0
+    return 1 if progress.found or progress.failed else 2 if missing else 0
 
 
 if __name__ == "__main__":

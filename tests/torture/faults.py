@@ -16,7 +16,7 @@ from coral.testing import syscalls
 from coral.testing.processes import Note, Warm
 from coral.testing.syscalls import Plan
 from coral.testing.trace import CHANGES, Kind
-from tests.torture.harness import age, checked, copy, run_in
+from tests.torture.harness import age, checked, copy, lived, run_in
 from tests.torture.scenarios import SCENARIOS, Tell, Told, commit_one, refs_of
 
 LOGGED = ("log", "artifact", "safe", "ended")
@@ -72,8 +72,8 @@ def all_plans(warm: Warm, scenario: str, template: Path, project: Path) -> list[
 def refused(warm: Warm, scenario: str, template: Path, project: Path, plans: list[Plan]) -> Iterator[tuple[Plan, str]]:
     """What is wrong with a scenario after each of these plans, and with a second attempt on a disk that is well."""
     for plan in plans:
-        ended = warm.run(f"{__name__}:fail_and_go_on", scenario, copy(template, project), plan)
-        wrong = ended.result if isinstance(ended.result, list) else [ended.error or ended.signal]
+        ended = lived(warm.run(f"{__name__}:fail_and_go_on", scenario, copy(template, project), plan), plan)
+        wrong = ended.result if isinstance(ended.result, list) else [str(ended.error)]
         yield from ((plan, one) for one in wrong)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from coral.repository import Repository
 from coral.testing import crash, syscalls
 from coral.testing.crash import State
-from coral.testing.processes import Note, Warm
+from coral.testing.processes import Ended, Note, Warm
 from coral.testing.syscalls import Plan
 from coral.testing.trace import Operation, parse
 from tests.torture.planted import plant
@@ -47,11 +47,22 @@ def start(folder: Path) -> Warm | None:
     return Warm(library if library.exists() else syscalls.build(folder), _MODULES, folder=ROOT)
 
 
+class Died(Exception):
+    """A process came to an end that nobody had planned: it crashed, was killed, or left."""
+
+
+def lived(ended: Ended, what: object) -> Ended:
+    """A job that was not killed on purpose. Raises Died."""
+    if not ended.finished:
+        raise Died(f"{ended.signal} at {what}, after {ended.notes[-1:]}")
+    return ended
+
+
 def run_in(warm: Warm, job: str, *arguments: object) -> object:
     """What a function, of this file where no module is named, returns in a fork of the warm process; its errors are the
-    caller's."""
-    ended = warm.run(job if ":" in job else f"{__name__}:{job}", *arguments)
-    assert ended.finished and ended.error is None, ended.error or f"{ended.signal} after {ended.notes[-1:]}"
+    caller's, and so is its death, as Died."""
+    ended = lived(warm.run(job if ":" in job else f"{__name__}:{job}", *arguments), job)
+    assert ended.error is None, ended.error
     return ended.result
 
 
@@ -136,6 +147,8 @@ def kill_once(
     ended = warm.run(f"{__name__}:run_with", scenario, project, plan, bug)
     if ended.error is not None:
         return False, [ended.error]
+    if ended.signal != "SIGKILL":  # as it is of a job that came to its end, too
+        lived(ended, plan)
     age(project)
     found = run_in(warm, "check_after", project, ended.told, False, bug)
     assert isinstance(found, list)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from signal import Signals
 
 from coral.testing.mounts import FILE_SYSTEMS, why_not
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
-from tests.torture.harness import ROOT, copy, kill_once, run_in, start
+from tests.torture.harness import ROOT, Died, copy, kill_once, run_in, start
 from tests.torture.power import cut_once
 from tests.torture.scenarios import SCENARIOS, prepare
 from tests.torture.test_fuzz import READERS
@@ -39,11 +40,17 @@ class Bench:
 
     Args:
         place: a folder of its own, in memory where there is one.
+        part: how much of a slice is done; less than all of it shows that it runs, and no more.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, part: float = 1.0) -> None:
         self.place = place
+        self._part = part
         place.mkdir()
+
+    def some(self, full: int) -> int:
+        """How many of so many are done."""
+        return max(1, round(full * self._part))
 
     @cached_property
     def template(self) -> Path:
@@ -99,7 +106,9 @@ def crash_states(bench: Bench, scenario: str, seed: int) -> Slice:
     """What a power cut may leave of a scenario."""
     project, log = copy(bench.template, bench.place / "recorded"), bench.place / "log"
     run_in(bench.watched, "record", scenario, project, log)
-    return _slice(run_in(bench.watched, "cut", project, bench.template, log, bench.place / "state", _LIMIT, seed))
+    return _slice(
+        run_in(bench.watched, "cut", project, bench.template, log, bench.place / "state", bench.some(_LIMIT), seed)
+    )
 
 
 def kills(bench: Bench, scenario: str, seed: int) -> Slice:
@@ -107,7 +116,7 @@ def kills(bench: Bench, scenario: str, seed: int) -> Slice:
     count = run_in(bench.watched, "run_with", scenario, copy(bench.template, bench.place / "all"), Plan("short", -1))
     assert isinstance(count, int)
     chance, wrong, killed = random.Random(seed), list[str](), 0
-    for _ in range(_KILLS):
+    for _ in range(bench.some(_KILLS)):
         plan = Plan(chance.choice(_ACTIONS), chance.randrange(count))
         was_killed, what = kill_once(bench.watched, scenario, bench.template, bench.place / "killed", plan)
         killed += was_killed
@@ -119,6 +128,7 @@ def refusals(bench: Bench, scenario: str, seed: int) -> Slice:
     """Every so manieth of all faults at all calls of a scenario."""
     project = bench.place / "failing"
     plans = faults.all_plans(bench.watched, scenario, bench.template, project)[seed :: KINDS["faults"].full]
+    plans = plans[: bench.some(len(plans))]
     found = faults.refused(bench.watched, scenario, bench.template, project, plans)
     return len(plans), [f"{plan}: {wrong}" for plan, wrong in found]
 
@@ -126,22 +136,30 @@ def refusals(bench: Bench, scenario: str, seed: int) -> Slice:
 def flips(bench: Bench, row: str, seed: int) -> Slice:
     """Every so manieth byte of a repository flipped."""
     folder = bench.place / "flipped"
-    return _slice(run_in(bench.plain, "tests.torture.test_flips:flip_each", folder, seed, KINDS["flips"].full))
+    return _slice(
+        run_in(
+            bench.plain, "tests.torture.test_flips:flip_each", folder, seed, KINDS["flips"].full, bench.some(1 << 10)
+        )
+    )
 
 
 def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
     """A reader of files that chance has changed."""
-    wrong = run_in(bench.plain, "tests.torture.test_fuzz:fuzz", reader, _EXAMPLES, seed)
+    count = bench.some(_EXAMPLES)
+    wrong = run_in(bench.plain, "tests.torture.test_fuzz:fuzz", reader, count, seed)
     assert isinstance(wrong, list)
-    return _EXAMPLES, wrong
+    return count, wrong
 
 
 def guided(bench: Bench, reader: str, seed: int) -> Slice:
     """A reader of files that are led by the branches it takes."""
-    options = [reader, f"-runs={_EXAMPLES}", f"-seed={seed + 1}", f"-artifact_prefix={bench.place}/"]
+    count = bench.some(_EXAMPLES)
+    options = [reader, f"-runs={count}", f"-seed={seed + 1}", f"-artifact_prefix={bench.place}/"]
     command = [sys.executable, "-m", "tests.torture.guided", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    return _EXAMPLES, [done.stderr.decode(errors="replace")[-3000:]] if done.returncode else []
+    if done.returncode < 0:
+        raise Died(f"libFuzzer: {Signals(-done.returncode).name}")
+    return count, [done.stderr.decode(errors="replace")[-3000:]] if done.returncode else []
 
 
 def trackers(bench: Bench, row: str, seed: int) -> Slice:
@@ -162,7 +180,8 @@ def machine(bench: Bench, row: str, seed: int) -> Slice:
 
 def races(bench: Bench, how: str, seed: int) -> Slice:
     """Processes that commit, read and collect at once."""
-    return WRITERS * _COMMITS, race(bench.place / f"race {how} {seed}", how, _COMMITS)
+    count = bench.some(_COMMITS)
+    return WRITERS * count, race(bench.place / f"race {how} {seed}", how, count)
 
 
 def _slice(found: object) -> Slice:

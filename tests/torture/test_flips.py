@@ -231,13 +231,13 @@ def test_a_flip_is_seen_by_whoever_opens_the_file_next(apart: Warm, memory: Path
     assert not run_in(apart, f"{__name__}:flip_beside", memory / "beside")
 
 
-def flip_each(note: Note, folder: Path, seed: int, slices: int) -> tuple[int, list[str]]:
+def flip_each(note: Note, folder: Path, seed: int, slices: int, most: int) -> tuple[int, list[str]]:
     """The long form: one byte in so many, of a repository made for it; how many, and what is wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sound = make(folder / "project")
     flipped, bad = Flipped(sound), list[str]()
-    for place in [one for one in places(sound) if one[1] % slices == seed]:
+    for place in [one for one in places(sound) if one[1] % slices == seed][:most]:
         note(place)
         bad += flipped.flip(place)
     return flipped.count, bad

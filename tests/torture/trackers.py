@@ -16,7 +16,7 @@ from pathlib import Path
 from coral.experiments import Experiment, ExperimentTracker
 from coral.repository import Repository
 from coral.testing.processes import Note, Warm
-from tests.torture.harness import copy
+from tests.torture.harness import copy, lived
 from tests.torture.planted import plant
 
 PROCESSES = THREADS = 8
@@ -35,8 +35,8 @@ def kill_a_tracker(warm: Warm, template: Path, place: Path, seed: int, *, bug: s
         template: a repository to begin with.
         place: a folder for the copy of it that is used.
     """
-    ended = warm.run(f"{__name__}:kill_one", copy(template, place), seed, bug)
-    return ended.result if isinstance(ended.result, list) else [ended.error or "killed"]
+    ended = lived(warm.run(f"{__name__}:kill_one", copy(template, place), seed, bug), "the eight processes")
+    return ended.result if isinstance(ended.result, list) else [str(ended.error)]
 
 
 # -- in a fork of the warm process
