@@ -243,6 +243,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.small:
+        torch.set_num_threads(1)  # a second one would be waited for
     for name in (PRETRAINED, *SERIES):
         series(name, SMALL if arguments.small else LARGE, arguments.cache, partial(print, flush=True))
 
