@@ -16,6 +16,8 @@ from coral.repository import Repository
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 START = "run = tracker.start('a'); run.log('loss', 0.5, step=1)\n"
+# Who starts the tests with nohup has SIGHUP ignored, and the processes they start inherit that.
+DEAF_TO_NOTHING = "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 READY = START + "print('ready', flush=True)\n"
 
 
@@ -47,7 +49,7 @@ def test_each_way_to_end(
     spawn: Spawn, tracker: ExperimentTracker, script: str, code: int, status: str, kind: str | None
 ) -> None:
     """The status, the failure's kind, and the process's own exit status are all as they should be."""
-    process = spawn(START + script)
+    process = spawn(DEAF_TO_NOTHING + START + script)
     process.communicate(timeout=30)
     run = only(tracker)
     assert (process.returncode, str(run.status)) == (code, status)

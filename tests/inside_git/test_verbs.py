@@ -65,7 +65,6 @@ def holds(project: Project, files: dict[str, bytes], status: str = "") -> None:
     assert project.status() == status
 
 
-@both
 def test_branches(project: Project) -> None:
     """checkout, switch, and a commit without a branch."""
     holds(project, MAIN)
@@ -102,7 +101,6 @@ def quoted(name: str) -> str:
     return "".join(f"\\{byte:o}" if byte > 127 else chr(byte) for byte in name.encode())
 
 
-@both
 def test_restore(project: Project) -> None:
     """restore, --staged and --source."""
     project.write(A, VERSIONS[4])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from coral.objects import copying as module
 from coral.objects.copying import ChunkCopier
 from coral.storage import disk
 from coral.storage.locks import file_lock
+from coral.testing.processes import Note, Warm
 from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
 from tests.objects.test_deltas import bf16, damage, depths, drift, drifting, entry_of, lose, parent_of, weights
-from tests.storage.test_folder import run_python, start_python
 
 
 @pytest.fixture(autouse=True)
@@ -380,35 +381,26 @@ def test_a_full_disk_keeps_what_was_published(
     assert read(open_store(tmp_path / "there"), record) == data
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from coral.objects import copying
-from coral.objects.copying import ChunkCopier
-from coral.storage import disk
-from tests.objects.helpers import *
-from tests.objects.test_copying import wanted
-copying.PUBLISH_BYTES = 1 << 20
-disk.current.fsync = lambda fd: None
-calls, limit = 0, int(sys.argv[2])
-def dying(real):
-    def call(*arguments, **named):
-        global calls
-        calls += 1
-        if calls == limit:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **named)
-    return call
-for name in ("pwritev", "rename", "unlink"):
-    setattr(disk.current, name, dying(getattr(disk.current, name)))
-root = Path(sys.argv[1])
-here, there = open_store(root / "here", threads=1), open_store(root / "there", threads=1)
-with ChunkCopier(here, there, near=here) as copier:
-    for record in wanted(here):
-        copier.plan.add(record)
-    copier.copy()
-print(calls)
-"""
+def copy_until(note: Note, root: Path, limit: int) -> int:
+    """Copy all, and be killed at the call of this number that changes something; returns how many there are."""
+    module.PUBLISH_BYTES = 1 << 20
+    calls = 0
+
+    def dying(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("pwritev", "rename", "unlink"):
+        setattr(disk.current, name, dying(getattr(disk.current, name)))
+    here, there = open_store(root / "here", threads=1), open_store(root / "there", threads=1)
+    copy(here, there, wanted(here))
+    return calls
 
 
 def wanted(store: ChunkStore) -> list[TensorRecord]:
@@ -429,20 +421,24 @@ def sound(store: ChunkStore) -> bool:
 
 def test_killed_at_any_write(tmp_path: Path) -> None:
     """Whenever it is killed, all that the target shows can be read; the next copy brings what lacks."""
-    records = wanted(open_store(tmp_path / "here"))
-    calls = int(run_python(KILLED, tmp_path, 0))
-    assert calls > 10
-    expected = set(stored_chunks(open_store(tmp_path / "there")))
-    for limit in range(1, calls + 1):
-        shutil.rmtree(tmp_path / "there")
-        process = start_python(KILLED, tmp_path, limit)
-        process.communicate(timeout=60)
-        assert process.returncode == -9
-        there = open_store(tmp_path / "there")
-        assert sound(there)
-        copy(open_store(tmp_path / "here"), there, records)
-        assert set(stored_chunks(open_store(tmp_path / "there"))) == expected
-        assert sound(open_store(tmp_path / "there"))
+    records, job = wanted(open_store(tmp_path / "here")), f"{__name__}:copy_until"
+    with Warm(None, [__name__], folder=Path(__file__).parents[2]) as warm:
+        calls = warm.run(job, tmp_path, 0).result
+        assert isinstance(calls, int) and calls > 10
+        expected = set(stored_chunks(open_store(tmp_path / "there")))
+        for limit in range(1, calls + 1):
+            shutil.rmtree(tmp_path / "there")
+            ended = warm.run(job, tmp_path, limit)
+            assert (ended.finished, ended.signal) == (False, "SIGKILL")
+            _check_what_a_kill_left(tmp_path, records, expected)
+
+
+def _check_what_a_kill_left(root: Path, records: list[TensorRecord], expected: set[bytes]) -> None:
+    there = open_store(root / "there")
+    assert sound(there)
+    copy(open_store(root / "here"), there, records)
+    assert set(stored_chunks(open_store(root / "there"))) == expected
+    assert sound(open_store(root / "there"))
 
 
 def test_both_stores_are_locked(here: ChunkStore, there: ChunkStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,12 +54,28 @@ def noise(nbytes: int) -> bytes:
 
 
 class Slow(Interposed):
-    """A disk that takes its time to write."""
+    """A disk that takes its time to write.
+
+    Attributes:
+        begun: set when a write is under way.
+        writing: how many writes are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.writing = 0
 
     def call(self, kind: Kind, name: str, arguments: tuple[object, ...], do: Callable[[], object]) -> object:
-        if name == "pwrite":
-            time.sleep(0.02)
-        return do()
+        if name != "pwrite":
+            return do()
+        self.writing += 1
+        self.begun.set()
+        time.sleep(0.02)
+        try:
+            return do()
+        finally:
+            self.writing -= 1
 
 
 class Unwilling(Interposed):
@@ -209,14 +225,13 @@ def test_a_disk_that_cannot(folder: Folder) -> None:
 
 def test_giving_up_waits_for_what_is_being_written(folder: Folder, tmp_path: Path) -> None:
     """A discarded file's number may be another file's at once: nothing may be written to it any more."""
-    with disk.use(Slow()):
-        for _ in range(5):
-            file = start(folder)
-            file.write(noise(3 * PAGE))
-            file.discard()
-            with open(tmp_path / "other", "w+b") as other:
-                time.sleep(0.03)
-                assert os.fstat(other.fileno()).st_size == 0
+    slow = Slow()
+    with disk.use(slow):
+        file = start(folder)
+        file.write(noise(3 * PAGE))
+        assert slow.begun.wait(30)
+        file.discard()
+        assert slow.writing == 0
     assert os.listdir(tmp_path / "tmp") == []
 
 
