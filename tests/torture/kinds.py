@@ -184,6 +184,15 @@ def races(bench: Bench, how: str, seed: int) -> Slice:
     return WRITERS * count, race(bench.place / f"race {how} {seed}", how, count)
 
 
+def large(bench: Bench, row: str, seed: int) -> Slice:
+    """Files that are too large for every day, through git; by pytest, which has what git needs at hand."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/inside_git/large.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        raise Died(f"pytest: {Signals(-done.returncode).name}")
+    return 1, [done.stdout[-3000:]] if done.returncode else []
+
+
 def _slice(found: object) -> Slice:
     assert isinstance(found, tuple)
     done, wrong = found
@@ -216,6 +225,7 @@ KINDS: dict[str, Kind] = {
     "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, why_not=_no_atheris, is_optional=True),
     "machine": Kind(("training",), 20_000, machine),
     "races": Kind(tuple(COLLECTING), 20 * WRITERS * _COMMITS, races),
+    "large": Kind(("five gigabytes through git",), 1, large, is_whole=True),
     "trackers": Kind(("one of eight",), 100, trackers),
 }
 """By the name that ``--only`` takes."""
