@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import sys
 import time
@@ -22,6 +21,8 @@ from coral.format import codecs
 from coral.format.pack import MAGIC, pack_header
 from coral.ids import checksum
 from coral.objects.writer import publish_pack
+from coral.storage import disk
+from coral.testing.processes import Note, Warm
 from coral.verbs.filter import GitFilter
 from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
 
@@ -540,28 +541,44 @@ def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, m
 # -- kills; beside others at work it is in tests/torture/test_race.py
 
 
+def collect_until(note: Note, project: Path, limit: int) -> None:
+    """Collect, and be killed at the call of this number that changes something."""
+    calls = 0
+
+    def dying(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return call
+
+    for name in ("pwrite", "pwritev", "rename", "unlink", "fsync"):
+        setattr(disk.current, name, dying(getattr(disk.current, name)))
+    Repository(project).gc(grace=0.001)
+
+
 def test_kill_9_at_any_moment(quick: Path) -> None:
     """A collection that is killed loses nothing, and the next one goes on from there."""
     repo = Repository(quick, init=True)
     delta_series(repo, 3)
-    chance = random.Random(1)
     killed = 0
-    for turn in range(30):
-        commit(repo, turn)
-        abandon(repo, 1000 + turn, rows=600)
-        mixed_pack(repo, turn)
-        grow_old(repo)
-        process = child("print('go', flush=True)\nRepository(sys.argv[1]).gc(grace=0.001)", quick)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(chance.uniform(0, 0.35))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() != 0
-        fresh = Repository(quick)
-        assert not fresh.fsck(read_data=True).damage, turn
-        for pack in fresh.store.packs.packs:
-            for chunk, _ in pack.index.items():
-                fresh.store.bases_of(chunk)
+    with Warm(None, [__name__], folder=Path(__file__).parents[2]) as warm:
+        for turn in range(30):
+            commit(repo, turn)
+            abandon(repo, 1000 + turn, rows=600)
+            mixed_pack(repo, turn)
+            grow_old(repo)
+            ended = warm.run(f"{__name__}:collect_until", quick, turn + 1)
+            assert ended.error is None
+            killed += not ended.finished
+            fresh = Repository(quick)
+            assert not fresh.fsck(read_data=True).damage, turn
+            for pack in fresh.store.packs.packs:
+                for chunk, _ in pack.index.items():
+                    fresh.store.bases_of(chunk)
     assert killed >= 10
     done = Repository(quick).gc(prune_now=True)
     assert done.nbytes >= 0 and Repository(quick).gc(prune_now=True).packs == 0
