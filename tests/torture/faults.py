@@ -94,7 +94,7 @@ def fail_and_go_on(note: Note, scenario: str, project: Path, plan: Plan) -> list
     if wrong:
         return wrong
     try:
-        _take_back(Repository(project), before)
+        take_back(Repository(project), before)
         again: list[Told] = []
         SCENARIOS[scenario](project, again.append)
     except BaseException:
@@ -133,7 +133,7 @@ def _unclear(error: BaseException, plan: Plan) -> list[str]:
     return []
 
 
-def _take_back(repo: Repository, refs: dict[str, str]) -> None:
+def take_back(repo: Repository, refs: dict[str, str]) -> None:
     """Have every branch and tag be what it was."""
     repo.checkout("main", force=True)
     repo.reset(refs["branch main"], hard=True, force=True)

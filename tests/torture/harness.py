@@ -23,7 +23,7 @@ from tests.torture.scenarios import SCENARIOS, Told, check, commit_beside
 ROOT = Path(__file__).parents[2]
 _AGE_SECONDS = 60.0
 RACING = 30
-_MODULES = (
+MODULES = (
     "coral.experiments",
     "coral.objects.writer",
     "coral.objects.consolidate",
@@ -44,7 +44,7 @@ def start(folder: Path) -> Warm | None:
     if syscalls.compiler() is None:
         return None
     library = folder / syscalls.NAME
-    return Warm(library if library.exists() else syscalls.build(folder), _MODULES, folder=ROOT)
+    return Warm(library if library.exists() else syscalls.build(folder), MODULES, folder=ROOT)
 
 
 class Died(Exception):

@@ -17,9 +17,11 @@ from coral.testing.mounts import FILE_SYSTEMS, why_not
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
-from tests.torture.harness import ROOT, Died, copy, kill_once, run_in, start
+from tests.torture.harness import MODULES, ROOT, Died, copy, kill_once, run_in, start
 from tests.torture.power import cut_once
 from tests.torture.scenarios import SCENARIOS, prepare
+from tests.torture.starved import starve
+from tests.torture.starved import why_not as why_not_starved
 from tests.torture.test_fuzz import READERS
 from tests.torture.test_race import COLLECTING, WRITERS, race
 from tests.torture.trackers import kill_a_tracker
@@ -30,6 +32,7 @@ _LIMIT = 250
 _KILLS = 50
 _EXAMPLES = 25_000
 _COMMITS = 200
+_STARVED = 50
 
 Slice = tuple[int, list[str]]
 """How many were done, and what was wrong."""
@@ -70,9 +73,14 @@ class Bench:
         """A warm process that is not watched."""
         return Warm(None, _PLAIN, folder=ROOT)
 
+    @cached_property
+    def starved(self) -> Warm:
+        """A warm process that is not watched and has all that scenarios need."""
+        return Warm(None, (*MODULES, "tests.torture.starved"), folder=ROOT)
+
     def close(self) -> None:
         """End the warm processes."""
-        for warm in {"watched", "plain"} & self.__dict__.keys():
+        for warm in {"watched", "plain", "starved"} & self.__dict__.keys():
             self.__dict__[warm].close()
 
 
@@ -184,6 +192,15 @@ def races(bench: Bench, how: str, seed: int) -> Slice:
     return WRITERS * count, race(bench.place / f"race {how} {seed}", how, count)
 
 
+def memory(bench: Bench, scenario: str, seed: int) -> Slice:
+    """A scenario with too little memory, again and again."""
+    count, wrong = bench.some(_STARVED), list[str]()
+    for number in range(count):
+        one = seed * _STARVED + number
+        wrong += starve(bench.starved, scenario, bench.template, bench.place / "starved", one)[1]
+    return count, wrong
+
+
 def large(bench: Bench, row: str, seed: int) -> Slice:
     """Files that are too large for every day, through git; by pytest, which has what git needs at hand."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/inside_git/large.py"]
@@ -225,6 +242,7 @@ KINDS: dict[str, Kind] = {
     "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, why_not=_no_atheris, is_optional=True),
     "machine": Kind(("training",), 20_000, machine),
     "races": Kind(tuple(COLLECTING), 20 * WRITERS * _COMMITS, races),
+    "memory": Kind(_ALL, 10_000, memory, why_not=why_not_starved),
     "large": Kind(("five gigabytes through git",), 1, large, is_whole=True),
     "trackers": Kind(("one of eight",), 100, trackers),
 }
