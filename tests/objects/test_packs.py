@@ -386,3 +386,20 @@ def test_check_finds_a_missing_chunk(tmp_path: Path) -> None:
     store.folder.write(name + ".idx", build([(list_id(listing), entry)]))
     with pytest.raises(CorruptionError, match=chunk_id(absent).hex()):
         store.check(TensorRecord("t", "U8", (2 * MIB,), list_ref(list_id(listing))))
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_damaged_record_is_not_found(tmp_path: Path, first: int) -> None:
+    """Of two records the sound one is found, be it the older or the newer; where both are damaged, none is."""
+    (chunk,) = put(tmp_path, 1, noise(1, 100))
+    put(tmp_path, 2, noise(1, 100))
+    packs = open_store(tmp_path).packs
+    for number in (first, 3 - first):
+        (pack,) = [pack for pack in packs.packs if pack.name == f"{number:08d}-{number:016x}"]
+        damage(tmp_path / "packs" / f"{pack.name}.pack", 100)
+        with pytest.raises(CorruptionError):
+            pack.read_record(chunk, pack.index.entry(0), Scratch())
+        found = packs.find(chunk)
+        if number == first:
+            assert found is not None and found[0] is not pack and chunk in packs
+    assert found is None and chunk not in packs
