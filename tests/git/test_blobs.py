@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from coral.errors import CorruptionError, GitCommandError
-from coral.git.blobs import BlobReader, read_found, write_blob
-from coral.git.command import run
+from coral.git.blobs import BlobReader, look_up, read_found, write_blob
+from coral.git.command import converse, run
 from tests.git.helpers import blob, git
 
 
@@ -102,3 +104,14 @@ def test_stopping_early_leaves_no_process(work: Path) -> None:
     listed = subprocess.run(["ps", "-A", "-o", "ppid=,args="], check=True, capture_output=True, text=True).stdout
     children = [line for line in listed.splitlines() if line.split()[0] == str(os.getpid())]
     assert not any("git" in line for line in children)
+
+
+def test_a_git_that_dies_is_an_error(work: Path) -> None:
+    """An answer that never came is not taken for "there is no such object"."""
+    known = blob(work, "text")
+    with converse(work, ["cat-file", "--batch-check"]) as talk:
+        assert look_up(talk, [known, "no such"]) == [[known, "blob", "4"], []]
+        os.kill(talk._process.pid, signal.SIGSTOP)
+        threading.Timer(0.1, os.kill, (talk._process.pid, signal.SIGKILL)).start()
+        with pytest.raises(GitCommandError, match="cat-file failed"):
+            look_up(talk, [known])
