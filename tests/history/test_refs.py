@@ -486,3 +486,15 @@ def test_a_damaged_ref_is_told(history: History, data: bytes) -> None:
     assert history.damaged_refs() == ["refs/heads/x/other"]
     with pytest.raises(CorruptionError):
         history.branch_tip("x/other")
+
+
+def test_a_branch_that_leads_nowhere_is_left_out(history: History, git: Git) -> None:
+    """A branch that is another one's name (git symbolic-ref) is where that one is; once that is gone it is none."""
+    made = commit_on(history, "main", "one").commit_hash
+    git("symbolic-ref", "refs/heads/alias", "refs/heads/main")
+    git("symbolic-ref", "refs/heads/nowhere", "refs/heads/gone")
+    git("symbolic-ref", "refs/tags/nowhere", "refs/heads/gone")
+    assert history.branches() == {"alias": made, "main": made}
+    assert history.tags() == {}
+    assert [found.commit_hash for found in history.log("alias")] == [made]
+    assert history.damaged_refs() == []
