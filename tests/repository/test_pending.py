@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -232,3 +233,32 @@ def test_a_forked_child_does_not_wait_for_its_parents_commit(repo: Repository) -
     hold.set()
     pending.result()
     assert value(repo) == 2
+
+
+@pytest.mark.parametrize("verb", [lambda repo: repo.gc(), lambda repo: repo.fsck(repair=True)], ids=["gc", "repair"])
+def test_what_wants_the_store_alone_waits(repo: Repository, verb: Callable[[Repository], object]) -> None:
+    """It comes after the commit under way, rather than being refused for what that stages; and tells what failed."""
+    hold = threading.Event()
+    observer = _Holding(hold)
+    repo.add_commit_observer(observer)
+    pending = repo.save({"w": np.ones(10)}, wait=False)
+    threading.Timer(0.2, hold.set).start()
+    verb(repo)
+    assert pending.done() and pending.result().commit_hash == repo.resolve("HEAD")
+    repo.remove_commit_observer(observer)
+    repo.create_branch("side")
+    repo.pin("side")
+    Repository(repo.path).delete_branch("side", force=True)
+    repo.save({"w": np.zeros(10)}, wait=False)
+    with pytest.raises(RefNotFoundError, match="side"):
+        verb(repo)
+
+
+def test_the_commit_under_way_is_the_last_operation(repo: Repository) -> None:
+    """Undo waits for it, and takes it back."""
+    first = repo.save({"w": np.zeros(10)})
+    pending = repo.save({"w": np.random.default_rng(0).normal(size=5_000_000)}, wait=False)
+    assert not pending.done()
+    (undone,) = repo.undo()
+    assert pending.result().commit_hash in {move.new for move in undone.moves}
+    assert repo.resolve("HEAD") == first.commit_hash
