@@ -19,7 +19,7 @@ from coral.experiments.experiment import Artifact, Experiment, ExperimentStatus,
 from coral.experiments.fold import Fold, artifact
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
-from coral.experiments.scalars import MAX_STEP, Json, number, plain, tagged, whole
+from coral.experiments.scalars import MAX_STEP, Json, metric_name, number, plain, tagged, whole
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -120,9 +120,7 @@ class Run(Experiment):
         at = whole(step)
         if at is not None:
             event["s"] = at
-        if not all(isinstance(name, str) and name for name in metrics):
-            raise UsageError("a metric's name is a string that is not empty")
-        event["v"] = {name: tagged(number(name, value)) for name, value in metrics.items()}
+        event["v"] = {metric_name(name): tagged(number(name, value)) for name, value in metrics.items()}
         if metadata:
             event["d"] = as_params(metadata)
         if metrics:

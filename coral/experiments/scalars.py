@@ -15,8 +15,16 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 MAX_STEP = 2**63 - 1
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, in milliseconds since 1970; the first time is 0."""
+MAX_NAME = 1000
 _MAX_DEPTH = 50
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def metric_name(name: object) -> str:
+    """A metric's name, as it is. Raises UsageError for what is none."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise UsageError(f"{name!r} is not a metric's name", hint=f"a string of 1 to {MAX_NAME} characters")
+    return name
 
 
 def number(name: str, value: object) -> float:

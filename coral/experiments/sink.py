@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral import forks, threads
-from coral.errors import ConflictError, CoralError, UsageError
+from coral.errors import ConflictError, CoralError
 from coral.experiments.journal import encode, line, quote
-from coral.experiments.scalars import Json, tagged
+from coral.experiments.scalars import Json, metric_name, tagged
 
 if TYPE_CHECKING:
     from coral.storage.folder import AppendFile
@@ -31,7 +31,6 @@ SYNC_SECONDS = 5.0
 IDLE_SECONDS = 4.0  # and then the sync itself
 RETRY_SECONDS = 1.0
 MAX_PENDING = 100_000
-MAX_NAME = 1000
 _REFUSED = (CoralError, OSError)
 
 
@@ -149,9 +148,7 @@ class Sink:
             self._holding.close()
 
     def _quoted(self, name: str) -> str:
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            raise UsageError(f"{name!r} is not a metric's name", hint=f"a string of 1 to {MAX_NAME} characters")
-        self._names[name] = quoted = quote(name) + ":"
+        self._names[name] = quoted = quote(metric_name(name)) + ":"
         return quoted
 
     def _sync(self, now: float) -> None:
