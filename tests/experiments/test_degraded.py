@@ -395,3 +395,52 @@ def test_an_fsync_that_failed_costs_no_line(
     assert made[:4] == (["create", "sync", "rename", "sync"] if owner == "process" else [])
     run.end()
     assert [point.value for point in tracker.get(run.experiment_id).metrics] == [1.0, 2.0, 3.0, 4.0]
+
+
+def _identity(pid: int, start: str = "") -> Identity:
+    """A run's process on this machine, as a system tells it that has no ``/proc`` unless ``start`` is given."""
+    return Identity("process", pid, start, liveness.boot_id() if start else "", socket.gethostname())
+
+
+def test_a_process_without_a_start_time_lives_while_its_pid_does(tmp_path: Path) -> None:
+    """Where the system tells no start time (macOS), the pid says whether the run lives."""
+    lock = tmp_path / "lock"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        assert liveness.is_alive(_identity(process.pid), lock)
+        process.kill()
+        process.wait()
+        assert not liveness.is_alive(_identity(process.pid), lock)
+
+
+def test_another_users_process_lives(tmp_path: Path) -> None:
+    """A pid that may not be asked is somebody's."""
+    is_root = os.getuid() == 0
+    asked = os.getpid() if is_root else 1
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if is_root:
+                os.setuid(65534)
+            with pytest.raises(PermissionError):
+                os.kill(asked, 0)
+            code = 0 if liveness.is_alive(_identity(asked), tmp_path / "lock") else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system tells no start time")
+def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
+    """A living pid with another start time is not the run's, and a process that only waits to be reaped is dead."""
+    lock = tmp_path / "lock"
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        start = liveness.start_time(process.pid)
+        assert start.isdigit()
+        assert liveness.is_alive(_identity(process.pid, start), lock)
+        assert not liveness.is_alive(_identity(process.pid, str(int(start) + 1)), lock)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not liveness.start_time(process.pid)
+        assert not liveness.is_alive(_identity(process.pid, start), lock)
+    assert not liveness.start_time(process.pid)

@@ -432,3 +432,17 @@ def test_artifacts(repo: Repository, tracker: ExperimentTracker, tmp_path: Path)
     assert kept.download_artifact("raw.bin", tmp_path).read_bytes() == b"raw"
     with pytest.raises(ExperimentNotFoundError):
         kept.load_artifact("nope")
+
+
+def test_histories_are_equal_when_their_points_are(tracker: ExperimentTracker) -> None:
+    """Those of one run read twice are, and so is a list of the same points; as many other points are not."""
+    run = finished(tracker, "a", [0.5, 0.25])
+    other = finished(tracker, "b", [0.5, 0.75])
+    once, again, theirs = (tracker.get(one.experiment_id) for one in (run, run, other))
+    for points in (lambda one: one.metrics, lambda one: one.get_metric_history("loss")):
+        assert points(once) == points(again) == list(points(once))
+        assert len(points(once)) == len(points(theirs))
+        assert points(once) != points(theirs)
+        assert points(once) != list(points(theirs))
+        assert points(once) != list(points(once))[:1]
+        assert points(once) != "ab" and points(once) != 2
