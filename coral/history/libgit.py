@@ -1,7 +1,8 @@
 """libgit2, through pygit2: the only file that imports it, and where its errors become coral's.
 
-Objects are durable when :meth:`Handle.write` returns: libgit2 syncs a new file and its folder; what it leaves out (the
-folder of a new folder, an object that was there already) is synced here. libgit2 never reads the home folder.
+Objects are durable when :meth:`Handle.write` returns: libgit2 syncs a new file and its folder; what it leaves out is
+synced here: the folder of a new folder, and an object that was there already, loose or in a pack, because another git
+may have written it and synced nothing. libgit2 never reads the home folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from coral.errors import (
 from coral.history import loose
 from coral.history.loose import Kind
 from coral.history.packed import Indexes
-from coral.storage.folder import Folder, sync_folder, translate_errors
+from coral.storage.folder import Folder, sync_file, sync_folder, translate_errors
 
 _KINDS = {"blob": ObjectType.BLOB, "tree": ObjectType.TREE, "commit": ObjectType.COMMIT, "tag": ObjectType.TAG}
 _KIND_NAMES: dict[int, Kind] = {
@@ -151,7 +152,7 @@ class Handle:
         self._root = f"{git_dir}/"
         self._local = threading.local()
         self._indexes = Indexes(f"{git_dir}/objects/pack")
-        self._durable_folders: set[str] = set()
+        self._durable: set[str] = set()  # the names of objects that were found, of packs, and of folders
         self._told: set[str] = set()
 
     @property
@@ -215,44 +216,70 @@ class Handle:
         if len(data) > loose.LIMITS[kind]:
             raise UsageError(f"a {kind} of {len(data):,} bytes: at most {loose.LIMITS[kind]:,} can be kept")
         oid = loose.object_hash(kind, data)
-        if self._keep_existing(oid):
-            return oid
-        self._refuse_link(oid[:2])
-        with _translated("the git objects of", str(self.git_dir)):
-            self._repo.odb.write(_KINDS[kind], data)
+        if self._is_whole(oid):
+            self._settle(kind, data, oid)
+        else:
+            self._refuse_link(oid[:2])
+            with _translated("the git objects of", str(self.git_dir)):
+                self._repo.odb.write(_KINDS[kind], data)
+            if not self._folder.exists(loose.key(oid)):
+                self._settle_packs()  # where one holds it, libgit2 writes nothing
+                return oid
         self._settle_fan_out(oid[:2])
         return oid
 
     def _refuse_link(self, fan_out: str) -> None:
-        if fan_out not in self._durable_folders:
+        if fan_out not in self._durable:
             path = self.git_dir / "objects" / fan_out
             with translate_errors(path):
                 if path.is_symlink() or path.parent.is_symlink():
                     raise StorageError(f"{path} is reached through a symbolic link", hint="remove it")
 
-    def _keep_existing(self, oid: str) -> bool:
-        """Make sure of an object that is there already: readable and durable; drop a damaged loose file."""
+    def _is_whole(self, oid: str) -> bool:
+        """Whether an object is there, loose and readable; a damaged file is dropped."""
         key = loose.key(oid)
-        path = self._folder.path(key)
         try:
-            if loose.read(str(path), oid) is None:
-                return False
+            return loose.read(self._root + key, oid) is not None
         except CorruptionError:
             self._folder.remove(key)  # a power cut under a git that does not sync leaves such files
             return False
-        with contextlib.suppress(NotFoundError), translate_errors(path):  # packed meanwhile, which is as good
-            sync_folder(path.parent)
-        self._settle_fan_out(oid[:2])
-        return True
+
+    def _settle(self, kind: Kind, data: bytes, oid: str) -> None:
+        """Make a loose object durable that was there already, once."""
+        if oid in self._durable:
+            return
+        key = loose.key(oid)
+        path = self._folder.path(key)
+        try:
+            with translate_errors(path):
+                sync_file(path)
+                sync_folder(path.parent)
+        except NotFoundError:
+            self._settle_packs()  # packed meanwhile
+        except StorageError:
+            # What of it is on the disk nobody knows, and the kernel would say yes the next time.
+            self._folder.write(key, loose.encode(kind, data), mode=0o444)
+        self._durable.add(oid)
+
+    def _settle_packs(self) -> None:
+        """Make the packs durable that are there, each once."""
+        folder = self.git_dir / "objects/pack"
+        with translate_errors(folder):
+            while new := {*os.listdir(folder)} - self._durable:
+                for name in new:
+                    with contextlib.suppress(FileNotFoundError):  # merged into one that is listed the next time
+                        sync_file(folder / name)
+                sync_folder(folder)
+                self._durable |= new
 
     def _settle_fan_out(self, fan_out: str) -> None:
         # libgit2 makes objects/xx without syncing objects. Once synced after it was seen, it stays durable.
-        if fan_out not in self._durable_folders:
+        if fan_out not in self._durable:
             objects = self.git_dir / "objects"
             with translate_errors(objects):
                 seen = os.listdir(objects)
                 sync_folder(objects)
-            self._durable_folders.update(seen)
+            self._durable.update(seen)
 
     def with_prefix(self, prefix: str) -> list[str]:
         """The objects whose hash begins with at least four digits, sorted."""

@@ -32,6 +32,11 @@ def object_hash(kind: Kind, data: bytes) -> str:
     return digest.hexdigest()
 
 
+def encode(kind: Kind, data: bytes) -> bytes:
+    """An object as its file holds it."""
+    return zlib.compress(b"%s %d\0%s" % (kind.encode(), len(data), data), 1)
+
+
 def read(path: str, oid: str) -> tuple[Kind, bytes] | None:
     """An object's kind and bytes; None when it is not loose.
 

@@ -69,6 +69,15 @@ def write_all(fd: int, data: Buffer) -> None:
         view = view[disk.current.write(fd, view) :]
 
 
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable that another program, or library, wrote."""
+    fd = disk.current.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        disk.current.fsync(fd)
+    finally:
+        disk.current.close(fd)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = disk.current.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -592,11 +601,7 @@ class Folder:
         folder = self.path(key)
         with translate_errors(folder):
             for path in folder.iterdir():
-                fd = disk.current.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    disk.current.fsync(fd)
-                finally:
-                    disk.current.close(fd)
+                sync_file(path)
             sync_folder(folder)
 
     def sweep_temporary(self) -> int:
