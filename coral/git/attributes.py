@@ -59,7 +59,7 @@ def normal(given: str) -> str:
     Raises:
         UsageError: no attribute file can say it, or it would match nothing.
     """
-    pattern = re.sub(r"\A(\./+)+(?=.)", "", given)
+    pattern = re.sub(r"\A(\./+)+", "", given)
     if not pattern or "\0" in pattern:
         raise UsageError(f"{given!r} is no pattern", hint="name files as in *.safetensors")
     if pattern.endswith("/"):

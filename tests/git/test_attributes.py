@@ -85,9 +85,11 @@ def test_globs_stay_globs(git: Git, tmp_path: Path, pattern: str) -> None:
 
 
 def test_a_leading_dot_is_the_folder_itself() -> None:
-    """./model.pt is model.pt, which git would not match otherwise."""
+    """./model.pt is model.pt, which git would not match otherwise; no other folder is left out."""
     assert normal("./model.pt") == normal(".//./model.pt") == "model.pt"
-    assert normal(".hidden") == ".hidden"
+    assert normal(".hidden") == ".hidden" and normal("a/.b/c.pt") == "a/.b/c.pt"
+    with pytest.raises(UsageError, match="is no pattern"):
+        normal("./")
 
 
 @pytest.mark.parametrize("given", ["", "\0", "models/", "./", ".", "..", "../x.pt", "a/../b", "[attr]x", "x" * 3000])
@@ -97,10 +99,12 @@ def test_what_git_cannot_match_is_refused(given: str) -> None:
         normal(given)
 
 
-@pytest.mark.parametrize("given", ["*", "**", "*.*", ".git*", "/*", "**/*", "**/.gitattributes", ".gitignore"])
+@pytest.mark.parametrize(
+    "given", ["*", "**", "*.*", ".git*", "/*", "**/*", "**/.gitattributes", ".gitignore", ".gitm*"]
+)
 def test_files_that_git_reads_itself_are_not_tracked(git: Git, tmp_path: Path, given: str) -> None:
-    """A pattern that takes .gitattributes or .gitignore along is refused; one for a folder below is not."""
-    names = (".gitattributes", ".gitignore")
+    """A pattern that takes one of git's own files along is refused; one for a folder below is not."""
+    names = (".gitattributes", ".gitignore", ".gitmodules")
     assert any(attributes_of(git, tmp_path, f"{given} filter=coral\n", name)["filter"] == "coral" for name in names)
     with pytest.raises(UsageError, match="git reads itself"):
         normal(given)
@@ -164,6 +168,7 @@ def test_quoting_is_reversible(pattern: str) -> None:
 def test_quotes_are_cs() -> None:
     """Blanks, quotes and controls are escaped as C does; what needs no quotes has none."""
     assert quote('a "b"\t\x01\\') == '"a \\"b\\"\\t\\001\\\\"'
+    assert quote("a\x1f") == '"a\\037"' and quote("a\x7f") == '"a\\177"'
     assert quote("größe*[a-z]\\?.pt") == "größe*[a-z]\\?.pt"
 
 
@@ -172,6 +177,14 @@ def test_untrack_leaves_the_attributes_of_others() -> None:
     text = "a\n*.pt  filter=coral lockable diff=coral\tmerge=coral -text eol=lf  \r\nb\n"
     assert remove(text, "*.pt") == "a\n*.pt lockable eol=lf  \r\nb\n"
     assert patterns(remove(text, "*.pt")) == []
+    assert remove("*.pt\rfilter=coral\rlockable\r\n", "*.pt") == "*.pt\rlockable\r\n"
+
+
+def test_the_line_before_loses_one_line_break() -> None:
+    """Where the last line goes, and had no line break, the one before it has none either, and keeps all else."""
+    for end in ("\n", "\r\n"):
+        assert remove(f"*.txt text{end}*.pt filter=coral", "*.pt") == "*.txt text"
+    assert remove("*.txt text\r\r\n*.pt filter=coral", "*.pt") == "*.txt text\r"
 
 
 def test_untrack_leaves_the_lines_of_others() -> None:
@@ -188,6 +201,8 @@ def test_track_again_after_somebody_overrode_it(git: Git, tmp_path: Path) -> Non
         "*.safetensors binary\n",
         "*.safetensors !diff\n",
         "*.safetensors text\n",
+        "*.safetensors binary merge=coral\n",
+        "*.safetensors binary diff=coral\n",
     ):
         text = LINE + later
         assert attributes_of(git, tmp_path, text, "m.safetensors") != CORAL
@@ -204,6 +219,8 @@ def test_track_again_after_somebody_overrode_it(git: Git, tmp_path: Path) -> Non
         '"*.safetensors" -text merge=coral diff=coral filter=coral lockable\n',
         '  "\\052.safetensors"filter=coral diff=coral merge=coral -text\r\n',
         "*.safetensors filter=lfs filter=coral diff=coral merge=coral -text",
+        "\t\r*.safetensors filter=coral\rdiff=coral\tmerge=coral -text\r\n",
+        "*.safetensors filter=coral binary diff=coral merge=coral\n",
     ],
 )
 def test_a_line_that_says_the_same_is_enough(git: Git, tmp_path: Path, line: str) -> None:
@@ -229,3 +246,22 @@ def test_a_byte_order_mark_hides_nothing(git: Git, tmp_path: Path) -> None:
 def test_what_git_does_not_filter_is_not_listed(line: str) -> None:
     """Comments, negative patterns, macros and other states of the attribute are no patterns of coral's."""
     assert patterns(line) == []
+
+
+@pytest.mark.parametrize("word", ['"open', '"\\q"', '"\\12"', '"\\189"', '"\\477"', "\x0b*.pt", "\x0c#.pt"])
+def test_what_git_takes_literally_is_taken_literally(git: Git, tmp_path: Path, word: str) -> None:
+    """Quotes that C would not close or read, and blanks that are none to git, are part of the pattern."""
+    line = f"{word} filter=coral\n"
+    name = word.replace("\\", "").replace("*", "m")
+    assert attributes_of(git, tmp_path, line, name)["filter"] == "coral"
+    assert patterns(line) == [word]
+
+
+def test_the_longest_pattern_is_read_by_git(git: Git, tmp_path: Path) -> None:
+    """The longest one that is taken git still reads, and that from its index with the carriage return it leaves on."""
+    longest = max(filter(usable, ("x" * length for length in range(1900, 2100))), key=len)
+    text = add("# first\r\n", longest)
+    assert text.endswith("\r\n")
+    assert attributes_of(git, tmp_path, text, longest) == CORAL
+    git(tmp_path, "add", ".gitattributes")
+    assert git(tmp_path, "check-attr", "--cached", "filter", "--", longest).endswith("filter: coral\n")
