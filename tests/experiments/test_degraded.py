@@ -444,3 +444,23 @@ def test_a_reused_pid_is_another_process(tmp_path: Path) -> None:
         assert not liveness.start_time(process.pid)
         assert not liveness.is_alive(_identity(process.pid, start), lock)
     assert not liveness.start_time(process.pid)
+
+
+def test_a_lost_run_on_a_disk_that_refuses_keeps_its_best_commit(tracker: ExperimentTracker, spawn: Spawn) -> None:
+    """A run that died and cannot be folded is told as if it had been: lost, and with the commit of its best step."""
+    process = spawn(
+        """
+run = tracker.start("a", objective={"loss": "min"})
+run.log("loss", 0.5, step=1)
+print(commit(1, step=1).commit_hash, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    assert process.stdout is not None
+    made = process.stdout.readline().strip()
+    process.wait()
+    with disk.use(Failing(0, errno.EROFS, forever=True)):
+        (best,) = tracker.find_best("loss")
+        assert (best["status"], best["commit_hash"], best["link"]) == ("failed", made, "exact")
+    (best,) = tracker.find_best("loss")
+    assert (best["status"], best["commit_hash"], best["link"]) == ("failed", made, "exact")

@@ -254,9 +254,9 @@ def test_refs_that_name_nothing_raise(repo: Repository, tracker: ExperimentTrack
     """No metric, no commit, no run, no direction: each is an error that says so."""
     finished(tracker, "a", [1.0])
     for ref in ("best:nope:min", "best:nope", "best:loss:lower", "best:loss:min", "run:nope", "run:a", "run:", "best:"):
-        with pytest.raises((RefNotFoundError, UsageError)):
+        with pytest.raises(RefNotFoundError):
             repo.resolve(ref)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="which way"):
         repo.resolve("best:loss")
     with pytest.raises(ExperimentNotFoundError):
         tracker.load_best("nope", "min")
@@ -446,3 +446,23 @@ def test_histories_are_equal_when_their_points_are(tracker: ExperimentTracker) -
         assert points(once) != list(points(theirs))
         assert points(once) != list(points(once))[:1]
         assert points(once) != "ab" and points(once) != 2
+
+
+def test_the_best_of_a_live_run_has_its_commit(repo: Repository, tracker: ExperimentTracker) -> None:
+    """The commit of the best step is known while the run goes on."""
+    tracker.start("a", objective={"loss": "min"})
+    made = []
+    for step, value in enumerate([3.0, 1.0, 2.0]):
+        tracker.log("loss", value, step=step)
+        made.append(commit(repo, value, step=step).commit_hash)
+    (best,) = ExperimentTracker(Repository(repo.path)).find_best("loss")
+    assert (best["status"], best["best_value"], best["commit_hash"], best["link"]) == ("running", 1.0, made[1], "exact")
+
+
+def test_metadata_is_in_the_json_of_its_point(tracker: ExperimentTracker) -> None:
+    """Of a point that was logged with some, and of no other."""
+    run = tracker.start("a")
+    run.log("loss", 1.0, metadata={"source": "x"})
+    run.log("loss", 2.0)
+    first, second = json.loads(json.dumps(tracker.end().to_dict(history=True)))["metrics"]
+    assert first["metadata"] == {"source": "x"} and "metadata" not in second
