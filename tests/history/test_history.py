@@ -117,6 +117,8 @@ def test_refused_input(history: History, monkeypatch: pytest.MonkeyPatch) -> Non
             history.write_commit(overlay={path: blob}, message="m")
     with pytest.raises(CorruptionError, match="f" * 40):
         history.write_commit(overlay={"a": "f" * 40}, message="m")
+    with pytest.raises(CorruptionError, match="is not a blob"):
+        history.write_commit(overlay={"a": commit(history).commit_hash}, message="m")
     with pytest.raises(CorruptionError, match="f" * 40):
         history.write_commit(overlay={}, parents=["f" * 40], message="m")
     with pytest.raises(UsageError):
