@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
@@ -199,3 +200,25 @@ def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker,
     assert [*run_ids(repo), run.experiment_id] == list(found)
     with pytest.warns(RuntimeWarning, match="journal"):
         live.end()
+
+
+_KINDS = [("object", {"a": 1}), ("list", ["a"]), ("number", 1), ("text", "a")]
+_FIELDS = {
+    "object": ("identity", "params", "labels", "failure", "code", "environment", "links"),
+    "list": ("tags", "artifacts", "commits", "parameter_history"),
+    "number": ("dropped_points",),
+}
+
+
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind, fields in _FIELDS.items() for field in fields])
+def test_a_field_of_another_kind_is_damage(repo: Repository, ended: Path, kind: str, field: str) -> None:
+    """A file that somebody wrote by hand, with a list where an object belongs, is not the file of a run."""
+    data = json.loads(ended.read_text())
+    ended.write_text(json.dumps(data, indent=1))
+    assert everything(repo, ended)
+    for other, value in _KINDS:
+        if other != kind:
+            forged = {**data, "experiment": {**data["experiment"], field: value}}
+            ended.write_text(json.dumps(forged, indent=1))
+            with pytest.raises(CorruptionError):
+                ExperimentTracker(repo).get(ended.stem)

@@ -72,6 +72,7 @@ def test_what_is_logged_on_a_full_disk_comes_back(tmp_path: Path, torn: bool) ->
     disk.full = True
     with pytest.warns(RuntimeWarning, match="run x") as caught:
         for value in (2.0, 3.0):
+            disk.time += 2
             sink.point("a", value, 2)
             sink.append({"e": "p", "v": {}}, durable=True)
     assert len(caught) == 1 and sink.degraded and len(sink.pending) == 4
