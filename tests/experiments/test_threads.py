@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from coral.experiments import ExperimentTracker
+from coral.experiments import ExperimentTracker, sink
 from coral.experiments.local import LocalBackend
 from coral.repository import Repository
 
@@ -89,3 +89,15 @@ def test_importing_is_light() -> None:
     code = f"import sys, coral.experiments; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_run_that_ended_leaves_no_thread(tracker: ExperimentTracker) -> None:
+    """What syncs a live run's journal now and then ends with it, though the run is still at hand."""
+    before = set(threading.enumerate())
+    run = tracker.start("a")
+    started = set(threading.enumerate()) - before
+    assert started
+    tracker.end()
+    for thread in started:
+        thread.join(sink.IDLE_SECONDS / 2)
+    assert not any(thread.is_alive() for thread in started) and not run.is_open
