@@ -116,6 +116,18 @@ def test_a_reader_follows_a_growing_journal(tmp_path: Path) -> None:
     assert seen == events
 
 
+def test_a_reader_counts_each_damaged_line_once(tmp_path: Path) -> None:
+    """Be it the last one there is, or followed by others; what is still being written is none."""
+    path, (first, second, *_) = tmp_path / "j", map(encode, some_events())
+    bad, worse = (first[:at] + bytes([first[at] ^ 1]) + first[at + 1 :] for at in (20, 21))
+    reader, written = JournalReader(path), b""
+    for piece, count in ((second, 0), (bad, 1), (second[:9], 1), (second[9:], 1), (worse, 2), (bad, 3), (second, 3)):
+        written += piece
+        path.write_bytes(written)
+        list(reader.read())
+        assert reader.damaged == count, written
+
+
 def test_a_line_longer_than_a_block_is_read(tmp_path: Path) -> None:
     """A parameter of several megabytes does not stop the reader."""
     events: list[Event] = [{"e": "p", "t": 1, "v": {"text": "x" * 3_000_000}}, {"e": "p", "t": 2, "v": {"b": 2}}]
