@@ -125,8 +125,8 @@ def shown(params: Mapping[str, Json]) -> dict[str, Json]:
 
 def _show(value: Json) -> Json:
     if isinstance(value, dict):
-        if value.keys() == {"type", "value"} and value["type"] == "float" and value["value"] in _SPECIAL:
-            return _SPECIAL[str(value["value"])]
+        if value.keys() == {"type", "value"} and value["type"] == "float" and isinstance(value["value"], str):
+            return _SPECIAL.get(value["value"], dict(value))
         return {key: _show(item) for key, item in value.items()}
     return [_show(item) for item in value] if isinstance(value, list) else value
 

@@ -64,6 +64,13 @@ def test_parameters_are_kept_whatever_they_are() -> None:
     assert plain(shown(kept)) == kept
 
 
+@pytest.mark.parametrize("value", ["nan", "", 1.5, None, [0.1, 0.2], {"min": 0.1}])
+def test_parameters_that_look_like_nan_are_not(value: object) -> None:
+    """The user's own ``{"type": "float", "value": ...}``, of a sweep for example, is shown as it was given."""
+    given = {"lr": {"type": "float", "value": value}}
+    assert shown(plain(given)) == given  # type: ignore[arg-type]
+
+
 def test_nested_parameters_merge_and_flatten() -> None:
     """Updates go key by key, and comparisons name inner parameters by dotted path."""
     merged = merge({"opt": {"lr": 1, "wd": 2}, "x": 1}, {"opt": {"lr": 3}, "x": {"y": 1}})
