@@ -18,6 +18,7 @@ from coral.testing.processes import Warm
 from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
 from tests.torture.harness import MODULES, ROOT, Died, copy, kill_once, run_in, start
+from tests.torture.living import HOW
 from tests.torture.power import cut_once
 from tests.torture.scenarios import SCENARIOS, prepare
 from tests.torture.starved import starve
@@ -27,12 +28,21 @@ from tests.torture.test_race import COLLECTING, WRITERS, race
 from tests.torture.trackers import kill_a_tracker
 
 _ACTIONS: tuple[Action, ...] = ("kill before", "kill half", "kill after")
-_PLAIN = ("tests.torture.test_flips", "tests.torture.test_fuzz", "tests.torture.test_model", "tests.torture.trackers")
+_PLAIN = (
+    "tests.torture.test_flips",
+    "tests.torture.test_fuzz",
+    "tests.torture.test_model",
+    "tests.torture.trackers",
+    "tests.torture.living",
+)
 _LIMIT = 250
 _KILLS = 50
 _EXAMPLES = 25_000
 _COMMITS = 200
 _STARVED = 50
+_INTERRUPTS = 200
+_FORKS = 50
+_SECONDS = 10
 
 Slice = tuple[int, list[str]]
 """How many were done, and what was wrong."""
@@ -201,6 +211,24 @@ def memory(bench: Bench, scenario: str, seed: int) -> Slice:
     return count, wrong
 
 
+def interrupts(bench: Bench, how: str, seed: int) -> Slice:
+    """Verbs on objects that live on are interrupted, at a moment or at a line that chance draws."""
+    project, count = copy(bench.template, bench.place / "interrupted"), bench.some(_INTERRUPTS)
+    return _slice(run_in(bench.plain, "tests.torture.living:interrupt", project, how, count, seed))
+
+
+def threads(bench: Bench, count: str, seed: int) -> Slice:
+    """So many threads share a repository object and a run."""
+    project, seconds = copy(bench.template, bench.place / "shared"), bench.some(_SECONDS)
+    return _slice(run_in(bench.plain, "tests.torture.living:share", project, int(count.split()[0]), seconds, seed))
+
+
+def forks(bench: Bench, row: str, seed: int) -> Slice:
+    """Children are forked in the middle of what threads do."""
+    project = copy(bench.template, bench.place / "forked")
+    return _slice(run_in(bench.plain, "tests.torture.living:fork", project, bench.some(_FORKS), seed))
+
+
 def large(bench: Bench, row: str, seed: int) -> Slice:
     """Files that are too large for every day, through git; by pytest, which has what git needs at hand."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/inside_git/large.py"]
@@ -242,6 +270,9 @@ KINDS: dict[str, Kind] = {
     "guided": Kind(tuple(READERS), 5_000_000 * len(READERS), guided, why_not=_no_atheris, is_optional=True),
     "machine": Kind(("training",), 20_000, machine),
     "races": Kind(tuple(COLLECTING), 20 * WRITERS * _COMMITS, races),
+    "interrupts": Kind(HOW, 10_000, interrupts),
+    "threads": Kind(("2 threads", "8 threads"), 20_000, threads),
+    "forks": Kind(("children of three threads",), 500, forks),
     "memory": Kind(_ALL, 10_000, memory, why_not=why_not_starved),
     "large": Kind(("five gigabytes through git",), 1, large, is_whole=True),
     "trackers": Kind(("one of eight",), 100, trackers),
