@@ -1,12 +1,14 @@
 """What a training loop feels: saving beside the training, very many tensors, very many commits.
 
-``python -m benchmarks.loop [--only wait|tiny|many] [--small] [--runs 5] [--commits 2000] [--bars] [--json PATH]
-[--cache DIR]``
+``python -m benchmarks.loop [--only wait|tiny|many|guard] [--small] [--runs 5] [--commits 2000] [--pairs 200] [--bars]
+[--json PATH] [--cache DIR]``
 
 * ``wait``: a transformer and its AdamW state are trained and saved with ``wait=False``: how long the call holds the
   training up, beside one copy of the same bytes, and what a training step takes while the commit is being made.
 * ``tiny``: 5,000 tensors of 64 numbers, all of them changed between two commits.
 * ``many``: thousands of commits of a small model, and what a new process then finds.
+* ``guard``: what it costs a small commit that no interrupt reaches it: pairs of saves, one as it is, by another thread
+  while this one waits, and one in place.
 
 Each part has processes of its own. What is compared is done by turns in one of them, so that what else the machine
 does falls on all alike; medians are shown. Everything is durable when its time ends.
@@ -51,9 +53,10 @@ from benchmarks.repository import (
 from benchmarks.series import advance
 from benchmarks.training import LARGE, SMALL, Checkpoint, Size, add_arguments, checkpoints
 from coral import PendingCommit, Repository
+from coral.threads import undisturbed
 from examples.train_and_pick_best import standard_library_text
 
-PARTS = ("wait", "tiny", "many")
+PARTS = ("wait", "tiny", "many", "guard")
 WARMING = 2  # saves until every buffer is there
 FREE_STEPS = 4  # measured before each commit
 TINY_COUNT, TINY_COUNT_SMALL, TINY_SIZE = 5_000, 200, 64
@@ -437,6 +440,39 @@ def show_found(table: Table, figures: Figures, rounds: int) -> None:
     table.line(f"git log -n {SHOWN}", ms(found["git log"]))
 
 
+# -- what interrupts cost
+
+
+def guard(folder: Path, pairs: int) -> Figures:
+    """Saves of a small model, by another thread and in place, by turns."""
+    repo, chance = Repository(folder / "guard", init=True), torch.Generator().manual_seed(0)
+    weights = {f"w{number}": torch.randn(3000, generator=chance) for number in range(4)}
+    figures: Figures = {"guarded": [], "in place": []}
+
+    def save() -> float:
+        nudge(weights.values())
+        return timed(lambda: repo.save(weights))
+
+    for number in range(pairs + WARMING):
+        progress(f"{number} of {pairs}: pairs of small commits")
+        # Nested in a job that another thread does already, the save does all in that one.
+        ways: dict[str, Callable[[], float]] = {"guarded": save, "in place": lambda: undisturbed(save)}
+        for name in sorted(ways, reverse=bool(number % 2)):
+            seconds = ways[name]()
+            figures[name] += [seconds] if number >= WARMING else []
+    return figures
+
+
+def guard_part(table: Table, folder: Path, pairs: int) -> None:
+    """Measure and show what it costs that no interrupt reaches a commit."""
+    figures = table.keep("guard", in_own_process(partial(guard, folder, pairs)))
+    guarded, in_place = (statistics.median(figures[name]) for name in ("guarded", "in place"))
+    table.head(f"a small commit, out of the reach of interrupts; of {pairs} pairs")
+    table.line("save, done by a thread of its own", ms(guarded))
+    table.line("    the same in place", ms(in_place))
+    table.ratio("    to that", guarded / in_place, 1.02)
+
+
 def main() -> int:
     """Measure and print; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -444,6 +480,7 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, help="measure this part alone")
     parser.add_argument("--runs", type=int, default=5, help="rounds, of which the median is shown (%(default)s)")
     parser.add_argument("--commits", type=int, default=2000, help="how many are many (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of small commits (%(default)s)")
     parser.add_argument("--json", type=Path, help="write every figure to this file, too")
     bars.add_argument(parser)
     arguments = parser.parse_args()
@@ -463,6 +500,8 @@ def main() -> int:
             tiny_part(table, folder, *((rounds, TINY_COUNT_SMALL) if arguments.small else (max(5, rounds), TINY_COUNT)))
         if "many" in chosen:
             many_part(table, folder, rounds, arguments.commits)
+        if "guard" in chosen:
+            guard_part(table, folder, arguments.pairs)
     if arguments.json:
         arguments.json.write_text(json.dumps({"facts": known, "figures": table.figures}, indent=1))
     return bars.status(table.missed, asked=arguments.bars)

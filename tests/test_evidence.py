@@ -80,7 +80,9 @@ SMALLEST: dict[str, Run | Elsewhere] = {
     ),
     "python -m benchmarks.history": Run(f"{_FEW} --peers --series fp32-2e-5", r"(?s)  coral .*XOR delta.*extra memory"),
     "python -m benchmarks.loading": Run(_FEW, r"(?s)depth 4 .*missed: .*coral get_weight, depth 4 "),
-    "python -m benchmarks.loop": Run(f"{_FEW} --commits 20", r"(?s)step, nothing beside it.*git log -n 20"),
+    "python -m benchmarks.loop": Run(
+        f"{_FEW} --commits 20 --pairs 3", r"(?s)step, nothing beside it.*git log -n 20.*of 3 pairs"
+    ),
     "python -m benchmarks.peers": Run("--small --cache {cache} --series from-scratch", r"XOR delta, zstd -3 +\d"),
     "python -m benchmarks.repository": Run(_FEW, r"coral get_weight, torch +\d"),
     "python -m benchmarks.series": Run("--small --cache {cache}", r"bf16-1e-4, each step step-0010"),
