@@ -5,6 +5,7 @@ The only file that imports torch; it is loaded through the entry point group ``c
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import re
@@ -66,6 +67,9 @@ class TorchTensor:
         self.shape = _logical_shape(tensor)
         self._tensor = tensor.detach()
         self._bytes: memoryview | None = None
+        # Of who hands the tensor in: the thread that reads it has another, which does not wait for what is computed.
+        is_cuda = tensor.device.type == "cuda"
+        self._stream = torch.cuda.current_stream(tensor.device) if is_cuda else None
 
     def read(self, start: int, stop: int) -> Buffer:
         """The bytes [start, stop)."""
@@ -77,7 +81,8 @@ class TorchTensor:
             return self._bytes[start:stop]
         size = self._tensor.element_size()
         first = start // size
-        elements = _carrier(_range(self._tensor, first, -(-stop // size))).cpu()
+        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            elements = _carrier(_range(self._tensor, first, -(-stop // size))).cpu()
         return _cpu_bytes(elements.contiguous())[start - first * size : stop - first * size]
 
     def start_copy(self, held: object | None) -> tuple[object, Callable[[], memoryview]] | None:
@@ -86,14 +91,14 @@ class TorchTensor:
         The copies go through one stream of their own. What the program does to the tensor next waits for its copy, on
         the device; the program itself does not.
         """
-        device = self._tensor.device
-        if device.type != "cuda":
+        device, current = self._tensor.device, self._stream
+        if current is None:
             return None
         whole = _carrier(self._tensor)
         fits = isinstance(held, torch.Tensor) and (held.shape, held.dtype) == (whole.shape, whole.dtype)
         pinned = held if fits else torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
         assert isinstance(pinned, torch.Tensor)
-        stream, current = _copy_stream(device), torch.cuda.current_stream(device)
+        stream = _copy_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             pinned.copy_(whole, non_blocking=True)
