@@ -407,7 +407,7 @@ class Repository:
         self._background.settle()
         signals.let_go()
 
-    def failure(self) -> BaseException | None:
+    def pending_failure(self) -> BaseException | None:
         """As :meth:`flush`, but what went wrong is returned, and still to be told: by the next commit, or at exit."""
         return self._background.failure()
 

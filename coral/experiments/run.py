@@ -256,7 +256,7 @@ class Run(Experiment):
 
         One whose last commit, made beside the program, failed is not COMPLETED.
         """
-        lost = self.repo.failure()
+        lost = self.repo.pending_failure()
         if lost is not None and status == ExperimentStatus.COMPLETED:
             status, failure = endings.describe(lost)
         with contextlib.suppress(ConflictError):

@@ -160,7 +160,12 @@ class Sink:
                 self._refused(error)
 
     def sync_if_grown(self) -> None:
-        """Sync what was written since this was last called; whoever logs on syncs, too, but nobody may log on."""
+        """Sync what was written since this was last called, or write what waits; whoever logs on does, too, but nobody
+        may log on."""
+        if self._refusing and self._renew is not None:  # of a run of the shell nobody knows here whether it has ended
+            with self._lock:
+                if not self._closed:
+                    self._reconnect(self._clock())
         file = self._file
         if file is None or self._refusing or self._closed:
             return
@@ -203,7 +208,7 @@ class Sink:
         if not self._warned:
             self._warned = True
             threads.warn(
-                f"{self._label} cannot be written for now ({error}); training goes on, what is logged waits in memory",
+                f"{self._label} cannot be written for now ({error}); training goes on, what is logged waits in memory"
             )
 
     def _hold(self, is_point: bool, data: bytes) -> None:
