@@ -52,8 +52,7 @@ from benchmarks.repository import (
 )
 from benchmarks.series import advance
 from benchmarks.training import LARGE, SMALL, Checkpoint, Size, add_arguments, checkpoints
-from coral import PendingCommit, Repository
-from coral.threads import undisturbed
+from coral import PendingCommit, Repository, threads
 from examples.train_and_pick_best import standard_library_text
 
 PARTS = ("wait", "tiny", "many", "guard")
@@ -248,9 +247,9 @@ def wait_part(table: Table, folder: Path, rounds: int, size: Size, checkpoint: C
     table.line("CPU seconds of call and commit", f"{found['cpu']:.3f}")
     table.line("extra memory, the copy that it takes included", mb(found["extra bytes of memory"]))
     cores = os.cpu_count() or 1
-    for threads in dict.fromkeys((torch.get_num_threads(), max(1, cores - 1))):
-        trained = in_own_process(partial(steps, folder, rounds, size, checkpoint, threads=threads))
-        table.head(f"training on {threads} of {cores} cores")
+    for count in dict.fromkeys((torch.get_num_threads(), max(1, cores - 1))):
+        trained = in_own_process(partial(steps, folder, rounds, size, checkpoint, threads=count))
+        table.head(f"training on {count} of {cores} cores")
         show_steps(table, table.keep(f"wait, training on {threads}", trained))
 
 
@@ -444,33 +443,43 @@ def show_found(table: Table, figures: Figures, rounds: int) -> None:
 
 
 def guard(folder: Path, pairs: int) -> Figures:
-    """Saves of a small model, by another thread and in place, by turns."""
+    """Saves of a small model, by another thread and in place, by turns; and what it takes to hand over nothing."""
     repo, chance = Repository(folder / "guard", init=True), torch.Generator().manual_seed(0)
     weights = {f"w{number}": torch.randn(3000, generator=chance) for number in range(4)}
-    figures: Figures = {"guarded": [], "in place": []}
+    figures: Figures = {"guarded": [], "in place": [], "nothing": []}
+    hand_over = threads._hand_over
 
     def save() -> float:
         nudge(weights.values())
         return timed(lambda: repo.save(weights))
 
+    def save_in_place() -> float:
+        threads._hand_over = lambda work: False  # as where no thread can be had
+        try:
+            return save()
+        finally:
+            threads._hand_over = hand_over
+
     for number in range(pairs + WARMING):
         progress(f"{number} of {pairs}: pairs of small commits")
-        # Nested in a job that another thread does already, the save does all in that one.
-        ways: dict[str, Callable[[], float]] = {"guarded": save, "in place": lambda: undisturbed(save)}
-        for name in sorted(ways, reverse=bool(number % 2)):
-            seconds = ways[name]()
+        ways = [("guarded", save), ("in place", save_in_place)]
+        for name, way in ways if number % 2 else reversed(ways):
+            seconds = way()
             figures[name] += [seconds] if number >= WARMING else []
+        figures["nothing"].append(timed(lambda: threads.undisturbed(lambda: None)))
     return figures
 
 
 def guard_part(table: Table, folder: Path, pairs: int) -> None:
     """Measure and show what it costs that no interrupt reaches a commit."""
     figures = table.keep("guard", in_own_process(partial(guard, folder, pairs)))
-    guarded, in_place = (statistics.median(figures[name]) for name in ("guarded", "in place"))
+    found = {name: statistics.median(values) for name, values in figures.items()}
     table.head(f"a small commit, out of the reach of interrupts; of {pairs} pairs")
-    table.line("save, done by a thread of its own", ms(guarded))
-    table.line("    the same in place", ms(in_place))
-    table.ratio("    to that", guarded / in_place, 1.02)
+    table.line("save, done by a thread of its own", ms(found["guarded"]))
+    table.line("    the same in place", ms(found["in place"]))
+    each = zip(figures["guarded"], figures["in place"], strict=True)
+    table.ratio("    to that, in the median pair", statistics.median(one / other for one, other in each), 1.02)
+    table.line("nothing, done by a thread of its own", f"{found['nothing'] * 1e6:.0f} us")
 
 
 def main() -> int:
