@@ -250,7 +250,7 @@ def wait_part(table: Table, folder: Path, rounds: int, size: Size, checkpoint: C
     for count in dict.fromkeys((torch.get_num_threads(), max(1, cores - 1))):
         trained = in_own_process(partial(steps, folder, rounds, size, checkpoint, threads=count))
         table.head(f"training on {count} of {cores} cores")
-        show_steps(table, table.keep(f"wait, training on {threads}", trained))
+        show_steps(table, table.keep(f"wait, training on {count}", trained))
 
 
 def show_steps(table: Table, figures: Figures) -> None:

@@ -347,8 +347,9 @@ class Line:
                 try:
                     self._seal()
                 except BaseException:
-                    # What was staged is not durable, so nothing may name it.
+                    # What was staged, by whichever thread, is not durable, so nothing may name it.
                     overlay.clear()
+                    self._staging.drop_unsealed()
                     raise
                 landed = self._try_to_land(overlay, draft)
             # Raised out here, because the overlay is kept only when its context ends without an error.

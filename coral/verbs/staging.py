@@ -69,6 +69,9 @@ class Staging(Protocol):
     def peek(self) -> Overlay:
         """The overlay as it is now, to be read only; never waits."""
 
+    def drop_unsealed(self) -> None:
+        """Forget what is staged and was not made durable when it was."""
+
 
 class PrivateStaging:
     """An overlay of one :class:`Repository` object, in memory: training processes do not disturb each other."""
@@ -86,6 +89,9 @@ class PrivateStaging:
             # A forked child has none of the chunks that its parent staged.
             self._overlay, self._pid = Overlay(), os.getpid()
         return self._overlay
+
+    def drop_unsealed(self) -> None:
+        self.peek().clear()
 
 
 class ShellStaging:
@@ -123,6 +129,9 @@ class ShellStaging:
                 f"{self._folder.path(_INDEX)} is damaged: {error}", hint="remove it and add the files again"
             ) from None
         return Overlay(base, {name: self._reader.load(parts[name]) if parts[name] else None for name in names})
+
+    def drop_unsealed(self) -> None:
+        """Nothing: each part was made durable before it was staged."""
 
     def _save(self, overlay: Overlay) -> None:
         if not overlay.parts:

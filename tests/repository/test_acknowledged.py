@@ -175,6 +175,29 @@ def test_a_commit_that_landed_and_was_refused_can_be_followed(repo: Repository) 
         call(3)
 
 
+class RefusedPack(Interposed):
+    """A disk that refuses the name of a pack."""
+
+    def call(self, kind: Kind, name: str, arguments: tuple[object, ...], do: Callable[[], object]) -> object:
+        if kind == "rename" and str(arguments[1]).endswith(".pack"):
+            raise OSError(28, "No space left on device")
+        return do()
+
+
+def test_what_another_thread_staged_goes_with_the_pack_that_was_refused(repo: Repository) -> None:
+    """Its bytes were in the same pack: its commit is refused, and names nothing that is not there."""
+    repo.stage_weights(state(1), "mine.safetensors")
+    with ThreadPoolExecutor(1) as pool:
+        with disk.use(RefusedPack()), pytest.raises(StorageError):
+            pool.submit(repo.save, state(2)).result()
+        with pytest.raises(NothingToCommitError):
+            repo.commit("mine")
+        pool.submit(repo.save, state(3)).result()
+    repo.stage_weights(state(1), "mine.safetensors")
+    repo.commit("mine")
+    assert held(repo) == {1, 3} and not repo.fsck(read_data=True).damage
+
+
 def test_a_lock_that_others_keep_is_waited_for_once(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each of a hundred attempts; and it is a LockedError."""
     waited: list[object] = []
