@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from coral.testing.processes import Note
 HOW = ("signals", "lines")
 _HANGS_SECONDS = 40.0
 _MEASURED = 3
+_UNTAGGED = 0.99
 
 
 def state(value: float) -> dict[str, np.ndarray]:
@@ -125,6 +126,16 @@ class Life:
         if self.tracker.active is None:
             self.tracker.start("started")
 
+    def and_all_of(self, others: Iterable[Life]) -> Life:
+        """This one, to which is acknowledged what was to others, too."""
+        for other in others:
+            self.commits |= other.commits
+            self.tags |= other.tags
+            for mine, theirs in ((self.points, other.points), (self.params, other.params)):
+                for run, values in theirs.items():
+                    mine.setdefault(run, set()).update(values)  # type: ignore[arg-type]
+        return self
+
     # -- afterwards
 
     def go_on(self) -> None:
@@ -149,7 +160,8 @@ class Life:
         for oid, value in self.commits.items():
             if oid not in reached or reached[oid].step != value:
                 wrong.append(f"the commit of {value} was acknowledged and is gone")
-        wrong += [f"the tag {name} is gone" for name, oid in self.tags.items() if repo.tags().get(name) != oid]
+        tags = repo.tags()
+        wrong += [f"the tag {name} is gone" for name, oid in self.tags.items() if tags.get(name) != oid]
         wrong += [one.message for one in repo.fsck(read_data=True).damage]
         return wrong + [one for run in {*self.points, *self.params, *self.ended} for one in self._check_run(repo, run)]
 
@@ -269,13 +281,14 @@ def share(note: Note, project: Path, threads: int, seconds: float, seed: int) ->
     tracker.start("shared")
     lives = [Life(repo, tracker, value=1_000_000 * (number + 1)) for number in range(threads)]
     until, wrong, calls = time.monotonic() + seconds, list[str](), [0] * threads
-    verbs = [verb for verb in VERBS if verb not in (Life.end, Life.start)]
+    verbs = [verb for verb in VERBS if verb not in (Life.end, Life.start, Life.tag)]
 
     def work(number: int) -> None:
         chance = random.Random(f"{seed} {number}")
         while time.monotonic() < until and not wrong:
             try:
-                chance.choice([*verbs, _read])(lives[number])
+                # Tags are few: each is a way down the whole history to whoever checks it.
+                (chance.choice([*verbs, _read]) if chance.random() < _UNTAGGED else Life.tag)(lives[number])
             except ConflictError:
                 pass  # refused
             except BaseException:
@@ -292,7 +305,7 @@ def share(note: Note, project: Path, threads: int, seconds: float, seed: int) ->
         faulthandler.dump_traceback(all_threads=True)
         return sum(calls), ["a thread hangs"]
     tracker.end()
-    return sum(calls), wrong + [one for life in lives for one in life.check()]
+    return sum(calls), wrong + lives[0].and_all_of(lives[1:]).check()
 
 
 def _read(life: Life) -> None:
