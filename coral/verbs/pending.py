@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -34,11 +35,18 @@ class PendingCommit:
     """
 
     def __init__(self, future: Future[Commit]) -> None:
-        self._future = future
+        self._promised = future
+        self._pid = os.getpid()
         self.was_told = False
 
+    @property
+    def _future(self) -> Future[Commit]:
+        if self._pid != os.getpid():
+            raise ConflictError("this commit is made by the parent process", hint="ask for it there")
+        return self._promised
+
     def done(self) -> bool:
-        """Whether it is made, or has failed."""
+        """Whether it is made, or has failed. In a forked child nobody knows: ConflictError."""
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> Commit:
@@ -49,7 +57,7 @@ class PendingCommit:
 
         Raises:
             TimeoutError: it is not made yet.
-            CoralError: what went wrong; nothing of it was committed.
+            CoralError: what went wrong; nothing of it was committed. Or this is a forked child, and it is the parent's.
         """
         with contextlib.suppress(TimeoutError):
             self._future.exception(timeout)
@@ -66,6 +74,8 @@ class PendingCommit:
         return None if self.was_told else error
 
     def __repr__(self) -> str:
+        if self._pid != os.getpid():
+            return "<PendingCommit: of the parent process>"
         if not self.done():
             return "<PendingCommit: under way>"
         error = self._future.exception()
@@ -77,6 +87,7 @@ class Background:
 
     def __init__(self) -> None:
         self._turn = forks.rlock()
+        self._noting = forks.rlock()
         self._latest: PendingCommit | None = None
         _all.add(self)
         forks.tell(self)
@@ -120,8 +131,10 @@ class Background:
         except BaseException:
             signals.ignore(self)
             raise
-        # Not earlier: who finds it waits for it, and now there is somebody to keep it.
-        pending = self._latest = PendingCommit(future)
+        pending = PendingCommit(future)
+        with self._noting:
+            # Not earlier: who finds it waits for it, and now there is somebody to keep it.
+            self._latest = pending
         begun.wait()
         if _is_over:
             _tell_of(pending)
@@ -145,9 +158,10 @@ class Background:
         return error
 
     def _forget(self, pending: PendingCommit) -> None:
-        if self._latest is pending:
-            self._latest = None
-            signals.ignore(self)
+        with self._noting:  # another thread may be about to note the next one
+            if self._latest is pending:
+                self._latest = None
+                signals.ignore(self)
 
     def after_fork(self) -> None:
         """A forked child has the parent's thread no more than its commit."""

@@ -225,6 +225,10 @@ def test_a_forked_child_does_not_wait_for_its_parents_commit(repo: Repository) -
         try:
             repo.remove_commit_observer(observer)
             repo.flush()
+            for ask in (pending.result, pending.done, pending.wait):
+                with pytest.raises(ConflictError, match="parent"):
+                    ask()
+            assert "parent" in repr(pending)
             Repository(repo.path).save({"w": np.full(10, 2.0)}, wait=False).result()
             code = 0
         finally:
