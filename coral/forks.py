@@ -7,8 +7,9 @@ coral. So locks are made here, and whoever holds a descriptor under flock says s
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
-import sys
 import threading
 import time
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ class Holder(Protocol):
         """This is the child: let go of it, without touching what is the parent's."""
 
 
-class _Living:
+class Living:
     """Objects for as long as somebody else has them.
 
     No WeakSet: it has Python code run whenever an object goes, in which an interrupt would be lost.
@@ -47,7 +48,7 @@ class _Living:
         return [one for kept in self._refs if (one := kept()) is not None]
 
 
-_locks, _holders = _Living(), _Living()
+_locks, _holders = Living(), Living()
 opening = threading.RLock()
 """Held by who opens a descriptor that is to be put under flock, until it is noted where :func:`tell` finds it."""
 
@@ -80,9 +81,9 @@ def _before() -> None:
 
 
 def _is_importing() -> bool:
-    """Whether a module is being imported: Python keeps a lock for each, and a child has it as it was."""
-    specs = [getattr(module, "__dict__", {}).get("__spec__") for module in list(sys.modules.values())]
-    return any(getattr(spec, "_initializing", False) for spec in specs)
+    """Whether another thread is importing a module: Python keeps a lock for each, and a child has it as it was."""
+    locks = [kept() for kept in list(getattr(importlib._bootstrap, "_module_locks", {}).values())]
+    return any(getattr(lock, "owner", None) not in (None, threading.get_ident()) for lock in locks)
 
 
 def _in_parent() -> None:
@@ -96,7 +97,8 @@ def _in_child() -> None:
     for held in [opening, _locks.lock, _holders.lock, *_locks.all()]:
         held._at_fork_reinit()  # as the standard library does with its own
     for holder in _holders.all():
-        holder.after_fork()
+        with contextlib.suppress(Exception):  # the others have theirs all the same
+            holder.after_fork()
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -98,7 +98,8 @@ class Repository:
     Threads may share it. Their calls of :meth:`save` land one after the other, each with what it was given; reading,
     branches and tags need no order. What one thread has staged by hand no other's :meth:`save` takes along, and one
     that stages meanwhile gets a ConflictError; :meth:`commit` commits what is staged, whoever staged it. Files of the
-    project, the branch (:meth:`pin`), and where HEAD is, are one thread's affair.
+    project, the branch (:meth:`pin`), and where HEAD is, are one thread's affair. Callbacks, such as ``progress``, are
+    called by a thread of coral's.
 
     An interrupt (Ctrl-C, an exception from a signal handler) never leaves it halfway: what was under way is whole, or
     is not there, and the next call works. From a signal handler that came in the middle of staging or committing,

@@ -8,67 +8,113 @@ done, waits until it has, and only then lets the interrupt go on; a second one d
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial, wraps
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from coral import forks
 from coral.errors import ConflictError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 _POLL_SECONDS = 0.05
-_OURS = ("coral.", "contextlib")
+_OURS = ("coral.", "contextlib", "functools")
 # What may be in the middle of something when it is interrupted, or calls back; others only pass calls on.
 _LOWER = tuple(
     f"coral.{name}"
     for name in ("threads", "storage", "objects", "history", "containers", "verbs", "repository", "experiments")
 )
 
+_CALLS_HANDLERS = "coral.verbs.signals"  # a program's own, on top of anything or nothing
+
 
 class Stopped(BaseException):
     """Whoever waits for this work was interrupted, and no longer wants it."""
 
 
-class Once(Generic[T]):
-    """A job that is done once, whoever is told to do it: who comes later waits for what came of it.
+class Pool:
+    """Threads that do jobs, all of them started when they are first wanted; they end with the pool.
 
-    An executor that cannot start a thread raises, and keeps the job all the same for whenever it can.
+    Unlike the standard library's it holds no lock in which a signal handler could find it, does a job in place where no
+    thread can be had, and takes jobs up to the very end of the interpreter.
+
+    Args:
+        most: how many threads.
+        name: of each of them.
+        begin: what each does first.
     """
 
-    def __init__(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
-        self._turn = threading.Lock()
-        self._job: Callable[[], T] | None = partial(job, *args, **kwargs)
-        self._is_done = False
-        self._result: list[T] = []
-        self._error: BaseException | None = None
+    def __init__(self, most: int, name: str, *, begin: Callable[[], None] | None = None) -> None:
+        from concurrent.futures import Future  # not needed by those who only look, and no more to be had at the end
 
-    def __call__(self) -> T:
-        with self._turn:
-            if not self._is_done:
-                assert self._job is not None
-                self._is_done = True
-                try:
-                    self._result.append(self._job())
-                except BaseException as error:
-                    self._error = error
-        if self._error is not None:
-            raise self._error
-        return self._result[0]
+        self._most, self._name, self._begin, self._promise = most, name, begin, Future[Any]
+        self.after_fork()
+        forks.tell(self)
 
-    def instead(self) -> T:
-        """Do it in place of an executor that could not, and may hold on to it for long."""
-        try:
-            return self()
-        finally:
-            self._job = None
+    def after_fork(self) -> None:
+        """In a child: there are no threads yet."""
+        self._started = 0
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a thread do a job."""
+        future: Future[T] = self._promise()
+        call = partial(_do, future, partial(job, *args, **kwargs))
+        if self._is_there():
+            self._jobs.put(call)
+        else:
+            call()
+        return future
+
+    def _is_there(self) -> bool:
+        if sys.is_finalizing():
+            return False
+        if self._started < self._most:
+            try:
+                threading.Thread(target=_work, args=(self._jobs, self._begin), name=self._name, daemon=True).start()
+                self._started += 1
+            except RuntimeError:  # the process may have no more threads
+                pass
+        return self._started > 0
+
+    def close(self) -> None:
+        """Let the threads end once they have done what they were given."""
+        for _ in range(self._started):
+            self._jobs.put(None)
+        self._started = self._most = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _work(jobs: SimpleQueue[Callable[[], None] | None], begin: Callable[[], None] | None) -> None:
+    if begin is not None:
+        begin()
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # and all that it holds
+
+
+def _do(future: Future[T], job: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = job()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class _Work(Generic[T]):
@@ -107,11 +153,16 @@ class _Work(Generic[T]):
         self._bell.release()
 
     def wait(self) -> T:
-        """What came of it."""
+        """What came of it, once it is over."""
         self._await()
-        for text, category in self.warnings:
-            warn(text, category)
+        return self.outcome()
+
+    def outcome(self) -> T:
+        """What came of it."""
         error, self._error = self._error, None
+        with contextlib.suppress(Warning) if error is not None else contextlib.nullcontext():
+            for text, category in self.warnings:
+                warn(text, category)
         if error is None:
             return self._result.pop()
         try:
@@ -126,6 +177,8 @@ class _Work(Generic[T]):
             self._left.pop()
         except IndexError:
             self._await()
+        self._error = None  # its frames hold this
+        self._result.clear()
 
     def _await(self) -> None:
         # Whoever is interrupted after the bell, and comes again, hears no second one.
@@ -177,24 +230,16 @@ def undisturbed(job: Callable[[], T], *, owner: object = None) -> T:
     Raises:
         ConflictError: this is a handler, or a callback, in the middle of a job of the same owner.
     """
-    if threading.get_ident() != threading.main_thread().ident:
-        return job()
-    below = list(_ours_below(sys._getframe(1)))
-    if owner is not None and any(_is_doing(frame, owner) for frame in below):
-        raise ConflictError(
-            "this repository object is in the middle of staging or committing",
-            hint="in a signal handler, set a flag and save at the next step",
-        )
-    if below:
+    if threading.get_ident() != threading.main_thread().ident or _is_nested(sys._getframe(1), owner):
         return job()
     work = _Work(job)
     try:
-        if not _hand_over(work):
-            return _in_place(work)
-        return work.wait()
+        if _hand_over(work):
+            return work.wait()
     except BaseException:
         work.call_off()
         raise
+    return job()
 
 
 def uninterrupted(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
@@ -218,36 +263,43 @@ def one_at_a_time(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenat
 
 
 def _hand_over(work: _Work[T]) -> bool:
+    if sys.is_finalizing():  # threads are there, and run no more
+        return False
     try:
         helper = _idle.pop() if _idle else _Helper()
-    except RuntimeError:  # the process may have no more threads, or is at its end
+    except RuntimeError:  # the process may have no more threads
         return False
     helper.inbox.put(work)
     return True
 
 
-def _in_place(work: _Work[T]) -> T:
-    work.do()
-    work.tell()
-    return work.wait()
+def _is_nested(frame: FrameType | None, owner: object) -> bool:
+    """Whether this is part of a job that is done in place, or on top of coral's own code that may be halfway.
 
-
-def _ours_below(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames of coral's further down the stack than who called just now, as far as they may be halfway."""
-    while frame is not None and _module(frame).startswith(_OURS):
-        frame = frame.f_back
+    Raises:
+        ConflictError: on top of a job of this owner.
+    """
+    is_own = True
     while frame is not None:
-        if _module(frame).startswith(_LOWER):
-            yield frame
+        module = str(frame.f_globals.get("__name__"))
+        is_own = is_own and module.startswith(_OURS)
+        if frame.f_code is undisturbed.__code__ and is_own:
+            return True
+        if not is_own and module.startswith(_LOWER) and module != _CALLS_HANDLERS:
+            _refuse_inside(frame, owner)
+            return True
         frame = frame.f_back
+    return False
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
-
-
-def _is_doing(frame: FrameType, owner: object) -> bool:
-    return frame.f_code is undisturbed.__code__ and frame.f_locals["owner"] is owner
+def _refuse_inside(frame: FrameType | None, owner: object) -> None:
+    while owner is not None and frame is not None:
+        if frame.f_code is undisturbed.__code__ and frame.f_locals["owner"] is owner:
+            raise ConflictError(
+                "this repository object is in the middle of staging or committing",
+                hint="in a signal handler, set a flag and save at the next step",
+            )
+        frame = frame.f_back
 
 
 def caller() -> threading.Thread:
@@ -267,7 +319,7 @@ def warn(text: str, category: type[Warning] = RuntimeWarning) -> None:
         return
     level = 1
     frame: FrameType | None = sys._getframe()
-    while frame is not None and _module(frame).startswith(_OURS):
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
 

@@ -21,7 +21,7 @@ import pytest
 from coral import threads
 from coral.errors import ConflictError
 from coral.testing.interrupts import Steps
-from coral.threads import Once, undisturbed
+from coral.threads import Pool, undisturbed
 
 
 class Interrupt(Exception):
@@ -222,43 +222,75 @@ def without_threads(script: str, *arguments: object) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="NOT TESTED: the size of a process is read in /proc")
 def test_where_no_thread_can_be_had_the_caller_does_it() -> None:
-    """Once: also where an executor keeps what it could not begin, and begins it when it can."""
+    """Once, and at once; threads are started when they can be."""
     out = without_threads(
         """
-        import time
-        from concurrent.futures import ThreadPoolExecutor
-        from coral.threads import Once, undisturbed
-        done, pool = [], ThreadPoolExecutor(1)
+        from coral.threads import Pool, undisturbed
+        done, pool = [], Pool(2, "x")
+        def here():
+            return threading.get_ident() == threading.main_thread().ident
         no_threads()
-        print(undisturbed(threading.get_ident) == threading.get_ident())
-        job = Once(lambda: done.append(1))
-        try:
-            pool.submit(job)
-        except RuntimeError:
-            job.instead()
+        print(undisturbed(here), pool.submit(here).result(), pool.submit(done.append, 1).result())
         again()
-        pool.submit(done.append, 2).result()
-        print(done, undisturbed(threading.get_ident) == threading.get_ident())
+        print(undisturbed(here), pool.submit(here).result(), done)
         """
     )
-    assert out.splitlines() == ["True", "[1, 2] False"]
+    assert out.splitlines() == ["True True None", "False False [1]"]
 
 
-def test_who_comes_second_waits_for_the_first() -> None:
-    """A job that is told twice is done once, and both have its result, or its error."""
-    hold, calls = threading.Event(), list[int]()
+def test_in_place_all_of_a_job_is_done_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when a thread could be had for its inner calls: it would wait for what the outer one holds."""
+    lock = threading.Lock()
 
-    def slow(number: int) -> int:
-        calls.append(number)
-        assert hold.wait(60)
-        return number
+    def inner() -> bool:
+        return threading.get_ident() == threading.main_thread().ident
 
-    once = Once(slow, 4)
-    with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(once), pool.submit(once)]
-        hold.set()
-        assert [one.result() for one in both] == [4, 4] and calls == [4]
-    failing = Once(int, "x")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="invalid literal"):
-            failing()
+    def outer() -> bool:
+        with lock:
+            monkeypatch.undo()
+            return undisturbed(inner)
+
+    monkeypatch.setattr(threads, "_hand_over", lambda work: False)
+    assert undisturbed(outer)
+
+
+def test_in_place_an_interrupt_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every line: nobody waits for a thread that there is not."""
+    monkeypatch.setattr(threads, "_hand_over", lambda work: False)
+    for place in itertools.count(1):
+        if not Steps(place).run(lambda: undisturbed(lambda: time.sleep(0))):
+            break
+    assert place > 10 and undisturbed(lambda: 3) == 3
+
+
+def test_a_pool_does_jobs_in_threads_that_end_with_it() -> None:
+    """Results and errors are the future's, a job that was called off is not begun, and no thread is left."""
+    pool, hold, seen = Pool(1, "of a test"), threading.Event(), list[int]()
+    first = pool.submit(hold.wait, 60)
+    called_off, failing = pool.submit(seen.append, 1), pool.submit(int, "x")
+    assert called_off.cancel()
+    hold.set()
+    assert first.result() and isinstance(failing.exception(60), ValueError) and not seen
+    pool.close()
+    assert pool.submit(threading.get_ident).result() == threading.get_ident()
+    del pool
+    until = time.monotonic() + 20
+    while any(thread.name == "of a test" for thread in threading.enumerate()) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(thread.name == "of a test" for thread in threading.enumerate())
+
+
+def test_what_is_left_to_the_end_of_the_interpreter_ends_too() -> None:
+    """Threads are there then, and run no more: whoever is called there does all in place."""
+    script = """
+        import os
+        from coral.threads import Pool, undisturbed
+        pool = Pool(1, "x")
+        print(undisturbed(lambda: 1), pool.submit(int, 2).result(), flush=True)
+        class Late:
+            def __del__(self, os=os, undisturbed=undisturbed, pool=pool):
+                os.write(1, b"%d %d\\n" % (undisturbed(lambda: 3), pool.submit(int, 4).result()))
+        late = Late()
+        late.itself = late
+        """
+    assert without_threads(script).splitlines() == ["1 2", "3 4"]

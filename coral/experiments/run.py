@@ -47,7 +47,8 @@ class Run(Experiment):
         self._pid = os.getpid()
         self._sink: RunSink | None = sink
         self._point: Callable[[str, float, int | None], None] = sink.point
-        self._ending = forks.lock()
+        self._ending = forks.rlock()
+        self._is_ending = False
         self._changing = forks.lock()
         self._unfolded: deque[Event] = deque()
         self._is_answer_owed = False
@@ -264,21 +265,34 @@ class Run(Experiment):
         signals.let_go()
 
     def _end(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> Self:
-        if not self._finish(status, failure, pinned) and not self._is_answer_owed:
+        if not self._finish(status, failure, pinned, owes_answer=True) and not self._is_answer_owed:
             raise self._has_ended()
         self._is_answer_owed = False
         signals.let_go()
         return self
 
     @threads.uninterrupted
-    def _finish(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> bool:
-        """End it; False when it has ended. Whoever comes while it is being ended waits for that."""
+    def _finish(
+        self,
+        status: ExperimentStatus,
+        failure: endings.Failure | None,
+        pinned: str | None = None,
+        *,
+        owes_answer: bool = False,
+    ) -> bool:
+        """End it; False when it has ended. Whoever comes while it is being ended waits for that.
+
+        Args:
+            owes_answer: the caller is to be told, and may be interrupted before it is.
+        """
         if self.owner == "process" and self._pid != os.getpid():
             raise ConflictError("this run belongs to the parent process", hint="end it there")
         with self._ending:
             sink = self._sink
-            if sink is None:
+            if sink is None or self._is_ending:  # by this very thread, below a handler
                 return False
+            self._is_ending = True
+            threads.finish()
             if pinned is not None and all(commit.commit_hash != pinned for commit in self.commits):
                 self._link(self.repo.history.commit(pinned))
             failure = redact_params({**failure}) if failure else None
@@ -286,10 +300,11 @@ class Run(Experiment):
             try:
                 kept = sink.finish(event)
             finally:
+                self._is_ending = False
                 self._let_go()
             for one in fields(kept):
                 setattr(self, one.name, getattr(kept, one.name))
-            self._is_answer_owed = True
+            self._is_answer_owed = owes_answer
         return True
 
     def _let_go(self) -> None:
@@ -345,6 +360,7 @@ class Run(Experiment):
     def _set(self, name: str, value: Json) -> None:
         self._record({"e": "set", "v": {name: value}})
 
+    @threads.uninterrupted
     def _record(self, event: Event, *, durable: bool = False, holding: contextlib.ExitStack | None = None) -> int:
         """Record an event; returns its time. What ``holding`` holds is kept until the journal has it."""
         # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).

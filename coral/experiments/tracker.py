@@ -408,21 +408,21 @@ class ExperimentTracker:
     def _start(self, begin: Callable[[], Run]) -> Run:
         """Have a run begin; one whose start is interrupted is not left behind."""
         signals.catch()
-        before = self._run
+        begun: list[Run] = []
         try:
-            return threads.undisturbed(lambda: self._start_alone(begin))
+            return threads.undisturbed(lambda: self._start_alone(begin, begun))
         except BaseException as error:
-            begun = self._run
-            if begun is not None and begun is not before:
-                begun.close() if begun.owner == "shell" else begun.finish(*endings.describe(error))
+            for run in begun:
+                run.close() if run.owner == "shell" else run.finish(*endings.describe(error))
             raise
         finally:
             signals.let_go()
 
-    def _start_alone(self, begin: Callable[[], Run]) -> Run:
+    def _start_alone(self, begin: Callable[[], Run], begun: builtins.list[Run]) -> Run:
         with self._starting:
             self._check_free()
-            return begin()
+            begun.append(begin())
+            return begun[0]
 
     def _begin(self, experiment: Experiment, commit: str | None) -> Run:
         previous = self.repo.branch

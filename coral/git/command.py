@@ -95,6 +95,7 @@ class Conversation:
             self._listener.start()
         except RuntimeError as error:
             process.kill()
+            process.communicate()
             raise GitCommandError(f"git cannot be listened to: {error}") from error
 
     def _listen(self) -> None:

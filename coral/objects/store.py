@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from coral.errors import CorruptionError
@@ -18,7 +18,6 @@ from coral.format.dtypes import item_bytes
 from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_LIST, MAX_DEPTH, Entry
 from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
-from coral.objects.jobs import done
 from coral.objects.packs import PackSet
 from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
@@ -27,7 +26,7 @@ from coral.objects.trash import Trash
 from coral.storage.folder import Folder
 from coral.storage.gate import ALONE_SECONDS, Gate
 from coral.storage.locks import file_lock
-from coral.threads import Once
+from coral.threads import Pool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,24 +90,12 @@ class ChunkStore:
         # One for each level of a delta and its bases, all of which are read at once.
         self._records = [Scratch() for _ in range(_DEEPEST + 1)]
         self._bases = [Scratch() for _ in range(_DEEPEST + 1)]
-        self._pid = os.getpid()
-        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._pools = {quiet: Pool(self.threads, "coral", begin=_be_nice if quiet else None) for quiet in (False, True)}
         self._quiet = threading.local()
 
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker thread do a job; where there is no thread to be had, the caller's does it."""
-        if self._pid != os.getpid():
-            # A forked child has none of its parent's threads.
-            self._pid, self._pools = os.getpid(), {}
-        quiet = getattr(self._quiet, "is_on", False)
-        if quiet not in self._pools:
-            started = _be_nice if quiet else None
-            self._pools[quiet] = ThreadPoolExecutor(self.threads, thread_name_prefix="coral", initializer=started)
-        once = Once(job, *args, **kwargs)
-        # At the end of the interpreter no pool takes jobs any more, and a commit under way must still be finished.
-        with contextlib.suppress(RuntimeError):
-            return self._pools[quiet].submit(once)
-        return done(once.instead)
+        return self._pools[getattr(self._quiet, "is_on", False)].submit(job, *args, **kwargs)
 
     @contextlib.contextmanager
     def quietly(self) -> Iterator[None]:

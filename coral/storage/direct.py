@@ -9,7 +9,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coral.storage import disk
 from coral.storage.folder import Folder, NewFile, Position, translate_errors
-from coral.threads import Once
+from coral.threads import Pool
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -39,7 +39,7 @@ class DirectFile(NewFile):
         self._page: _Page | None = None
         self._filled = self._settled = 0
         self._writing: deque[Future[_Page]] = deque()
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: Pool | None = None
         self._owed: Position | None = None
         super().__init__(temporary, folder)
 
@@ -66,18 +66,13 @@ class DirectFile(NewFile):
 
     def _hand_over(self, page: _Page) -> None:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="coral-disk")
+            self._thread = Pool(1, "coral-disk")
         if not self._writing:
             _set_direct(self._fd, True)
         self._page, self._filled, self._settled = None, 0, 0
         offset = self.size - BUFFER_BYTES
         # The job holds this file, which is therefore never let go of while a write is under way.
-        job = Once(self._write_page, page, offset)
-        # There may be no thread to be had, or none any more, and a commit that is under way must still be finished.
-        with contextlib.suppress(RuntimeError):
-            self._writing.append(self._thread.submit(job))
-            return
-        job.instead()
+        self._writing.append(self._thread.submit(self._write_page, page, offset))
 
     def _empty_page(self) -> _Page:
         if len(self._writing) < _BUFFERS:
@@ -152,7 +147,7 @@ class DirectFile(NewFile):
         self._page = None
         self._writing.clear()
         if self._thread is not None:
-            self._thread.shutdown(wait=False)
+            self._thread.close()
             self._thread = None
 
 

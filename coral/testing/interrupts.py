@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+_RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE") if name in dis.opmap}
 _PACKAGE = f"{Path(__file__).parents[1]}/"
 
 
@@ -20,11 +22,13 @@ class Steps:
     Attributes:
         count: how many there were.
         place: where it was raised; empty where it was not.
+        during: the error that was on its way, and that its trace shows.
     """
 
     def __init__(self, at: int = 0) -> None:
         self.count = 0
         self.place = ""
+        self.during: BaseException | None = None
         self._at = at
 
     def run(self, call: Callable[[], object]) -> bool:
@@ -33,9 +37,10 @@ class Steps:
         sys.settrace(self._enter)
         try:
             call()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if not self.place:
                 raise
+            self.during = interrupt.__context__
             return True
         finally:
             sys.settrace(before)
@@ -46,7 +51,8 @@ class Steps:
         return self._step if file.startswith(_PACKAGE) or file.endswith("contextlib.py") else None
 
     def _step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event in ("line", "return"):
+        # A frame that an exception leaves is left in one step.
+        if event == "line" or (event == "return" and frame.f_code.co_code[frame.f_lasti] in _RETURNS):
             self.count += 1
             if self.count == self._at:
                 sys.settrace(None)

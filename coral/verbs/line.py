@@ -376,6 +376,7 @@ class Line:
             # The disk may have refused what comes after the move.
             if not written or not self._has_landed(written[-1]):
                 raise
+            self._tip = written[-1]
             overlay.clear()
             return error
         overlay.clear()

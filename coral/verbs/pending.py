@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TextIO
-from weakref import WeakSet
 
 from coral import forks, threads
 from coral.errors import ConflictError
@@ -31,12 +30,14 @@ class PendingCommit:
     """A commit on its way; it is made whole or not at all, whether or not anybody asks for it.
 
     Attributes:
+        maker: the thread that makes it.
         was_told: whether somebody knows how it went.
     """
 
     def __init__(self, future: Future[Commit]) -> None:
         self._promised = future
         self._pid = os.getpid()
+        self.maker: int | None = None
         self.was_told = False
 
     @property
@@ -59,17 +60,21 @@ class PendingCommit:
             TimeoutError: it is not made yet.
             CoralError: what went wrong; nothing of it was committed. Or this is a forked child, and it is the parent's.
         """
-        with contextlib.suppress(TimeoutError):
-            self._future.exception(timeout)
-            self.was_told = True
-        return self._future.result(0)
+        try:
+            return self._future.result(timeout)
+        except BaseException as error:
+            # What else is raised, such as an interrupt, tells nobody of it.
+            self.was_told |= self._future.done() and error is self._future.exception()
+            raise
 
     def wait(self) -> None:
         """Wait until it is made or has failed."""
         self._future.exception()
 
     def failure(self) -> BaseException | None:
-        """What went wrong, unless somebody was told of it already; waits."""
+        """What went wrong, unless somebody was told of it already; waits. Raises ConflictError for who makes it."""
+        if self.maker == threading.get_ident() and not self.done():
+            raise ConflictError("this commit is just being made", hint="an observer of commits must not wait for one")
         error = self._future.exception()
         return None if self.was_told else error
 
@@ -114,10 +119,12 @@ class Background:
 
     def _start(self, make: Make) -> PendingCommit:
         future: Future[Commit] = Future()
+        pending = PendingCommit(future)
         begun, caller = threading.Event(), threads.caller()
 
         def run() -> None:
             threads.work_for(caller)
+            pending.maker = threading.get_ident()
             try:
                 future.set_result(make(begun.set))
             except BaseException as error:
@@ -131,7 +138,6 @@ class Background:
         except BaseException:
             signals.ignore(self)
             raise
-        pending = PendingCommit(future)
         with self._noting:
             # Not earlier: who finds it waits for it, and now there is somebody to keep it.
             self._latest = pending
@@ -144,10 +150,14 @@ class Background:
         """Wait for the commit under way. Raises what went wrong with it, unless its caller was told already."""
         pending = self._latest
         error = self.failure()
-        if pending is not None and error is not None:
-            pending.was_told = True
-            self._forget(pending)
+        if pending is None or error is None:
+            return
+        try:
             raise error
+        except BaseException as raised:
+            if raised is error:  # and no interrupt
+                self._forget(pending)
+            raise
 
     def failure(self) -> BaseException | None:
         """As :meth:`settle`, but what went wrong is returned, and still to be told."""
@@ -157,11 +167,13 @@ class Background:
             self._forget(pending)
         return error
 
+    @threads.uninterrupted
     def _forget(self, pending: PendingCommit) -> None:
         with self._noting:  # another thread may be about to note the next one
             if self._latest is pending:
                 self._latest = None
                 signals.ignore(self)
+        pending.was_told = True
 
     def after_fork(self) -> None:
         """A forked child has the parent's thread no more than its commit."""
@@ -184,7 +196,7 @@ class Background:
             _tell_of(self._latest)
 
 
-_all: WeakSet[Background] = WeakSet()
+_all = forks.Living()
 _is_over = False
 
 
@@ -244,8 +256,11 @@ class _LastFlush:
 def _at_exit() -> None:
     global _is_over
     _is_over = True
-    for background in list(_all):
-        background.before_exit()
+    for background in _all.all():
+        with contextlib.suppress(
+            Exception
+        ):  # of a hook that tells of exceptions: the others are waited for all the same
+            background.before_exit()
 
 
 # As early as can be: what is registered later is called before, and may begin another commit.

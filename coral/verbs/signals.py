@@ -15,6 +15,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from types import FrameType
@@ -24,6 +25,7 @@ from coral import forks
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_KILLED_SECONDS = 1.0
 
 
 class Listener(Protocol):
@@ -45,6 +47,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.previous: dict[int, _Handler] = {}
+        self.set_handler: Callable[[int, None], object] = lambda number, handler: None
         self.lock = forks.rlock()
         self.after_fork()
 
@@ -64,8 +67,13 @@ def catch() -> None:
     """Have the signals caught; Python allows that to the main thread alone, so in another one this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
+    import ctypes  # for _kill: not needed by those who only look, and not to be looked for in a handler
+
+    _watch.set_handler = ctypes.pythonapi.PyOS_setsig
     for number in _SIGNALS:
         before = signal.getsignal(number)
+        if before is _on_signal:  # put back by somebody who had kept it
+            _watch.previous.setdefault(number, signal.SIG_DFL)
         # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process.
         if number not in _watch.previous and before is not None and before is not signal.SIG_IGN:
             _watch.previous[number] = before
@@ -141,11 +149,12 @@ def _die(number: int) -> None:
 
 
 def _kill(number: int) -> None:
-    import ctypes  # not needed by those who only look
-
     # Python lets the main thread alone do this, which may be at anything.
-    ctypes.pythonapi.PyOS_setsig(number, None)
+    _watch.set_handler(number, None)
     os.kill(os.getpid(), number)
+    # The first process of a container is killed by no signal of its own.
+    time.sleep(_KILLED_SECONDS)
+    os._exit(128 + number)
 
 
 def _at_exit() -> None:

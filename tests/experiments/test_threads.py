@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from coral.experiments import ExperimentTracker, sink
+from coral.errors import ConflictError
+from coral.experiments import ExperimentTracker, Run, sink
 from coral.experiments.local import LocalBackend
 from coral.repository import Repository
+from coral.testing.interrupts import Steps
 
 
 def test_eight_threads_log_to_one_run(tracker: ExperimentTracker) -> None:
@@ -101,3 +106,49 @@ def test_a_run_that_ended_leaves_no_thread(tracker: ExperimentTracker) -> None:
     for thread in started:
         thread.join(sink.IDLE_SECONDS / 2)
     assert not any(thread.is_alive() for thread in started) and not run.is_open
+
+
+def test_of_threads_that_start_a_run_one_does(repo: Repository) -> None:
+    """The others are refused, and the run of the one goes on."""
+    tracker, begin = ExperimentTracker(repo), threading.Barrier(4)
+
+    def start(number: int) -> Run | None:
+        begin.wait(60)
+        try:
+            return tracker.start(f"of {number}")
+        except ConflictError:
+            return None
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            started = [run for run in pool.map(start, range(4)) if run is not None]
+        assert [run.is_open for run in started] == [True] and tracker.active is started[0]
+        started[0].end()
+
+
+def test_an_interrupt_leaves_what_is_known_of_a_run_as_it_is_recorded(repo: Repository) -> None:
+    """At every line of `log_params`: the next one is seen at once, with all before it."""
+    run = ExperimentTracker(repo).start("x")
+    for place in itertools.count(1):
+        hit = Steps(place).run(lambda: run.log_params({f"a{place}": place}))  # noqa: B023
+        run.log_params({f"b{place}": place})
+        assert f"b{place}" in run.params, (
+            place,
+            run._unfolded,
+            run._changing.locked(),
+            run._sink,
+            list(run.params)[-3:],
+        )
+        if not hit:
+            break
+    kept = dict(run.params)
+    run.end()
+    assert place > 10 and ExperimentTracker(repo).get(run.experiment_id).params == kept
+
+
+def test_a_run_that_its_block_ended_has_ended(repo: Repository) -> None:
+    """Ending it again is an error, as it was no interrupted call that ended it."""
+    with ExperimentTracker(repo).start("x") as run:
+        pass
+    with pytest.raises(ConflictError, match="has ended"):
+        run.end(status="failed")

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,17 @@ def raw(tensors: Mapping[str, object]) -> dict[str, bytes]:
     return {name: np.asarray(tensor).tobytes() for name, tensor in tensors.items()}
 
 
-def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A Python process that runs code, with ``sys`` and ``coral`` imported; the arguments are ``sys.argv[1:]``."""
+def child(code: str, *arguments: object, front: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A Python process that runs code, with ``sys`` and ``coral`` imported; the arguments are ``sys.argv[1:]``.
+
+    Args:
+        front: what starts it, where it is not started at once.
+    """
     head = "import os, sys\nfrom coral import Repository\nfrom tests.repository.helpers import *\n"
     text = head + textwrap.dedent(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-c", text, *map(str, arguments)],
+        [*front, sys.executable, "-c", text, *map(str, arguments)],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -325,6 +325,7 @@ def fork(note: Note, project: Path, count: int, seed: int) -> tuple[int, list[st
     repo = Repository(project)
     tracker = ExperimentTracker(repo)
     run = tracker.start("parent")
+    Life(repo, tracker).save()  # that children find what they look for
     over, wrong = threading.Event(), list[str]()
 
     def work(number: int) -> None:
