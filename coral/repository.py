@@ -351,6 +351,7 @@ class Repository:
                 call came from a signal handler in the middle of another one.
             AlreadyExistsError: a tag exists; one taken in the very moment is found out after the commit landed.
         """
+        self._line.check_not_inside()
         self.flush()
         names = self._free_tags(tags)
         draft = self._draft(message, author, metadata, step=step, metrics=metrics, allow_empty=allow_empty)
@@ -366,7 +367,6 @@ class Repository:
         return self._beside(lambda: make)
 
     def _beside(self, prepare: Callable[[], Make]) -> PendingCommit:
-        self._line.check_not_inside()
         signals.catch()
         return threads.undisturbed(lambda: self._background.start(prepare), owner=self._line)
 
@@ -473,6 +473,7 @@ class Repository:
         """
         from coral.verbs import checkpoint
 
+        self._line.check_not_inside()
         self.flush()
         names = self._free_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")

@@ -85,6 +85,13 @@ def describe(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:
     return ExperimentStatus.FAILED, {"kind": "exception", "type": type(error).__qualname__, "message": message}
 
 
+def describe_exit(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:
+    """As :func:`describe`; the exit that the program's own handler of a signal chose came of that signal."""
+    if isinstance(error, SystemExit) and _state.signal is not None and _state.pid == os.getpid():
+        return ExperimentStatus.CANCELLED, _of_signal(_state.signal)
+    return describe(error)
+
+
 def _forked(parent: _State) -> _State:
     state = _State()
     state.hooked = parent.hooked  # inherited, and this process's now

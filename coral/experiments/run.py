@@ -327,7 +327,7 @@ class Run(Experiment):
             self.finish(ExperimentStatus.COMPLETED, None)
             self.repo.flush()
         else:
-            self.finish(*endings.describe(error))
+            self.finish(*endings.describe_exit(error))
 
     # -- what the repository tells
 
@@ -388,6 +388,7 @@ class Run(Experiment):
         raise self._has_ended()
 
     def _has_ended(self) -> ConflictError:
+        signals.stay_if_dying()  # it is the signal that has ended it
         if not self.status.is_final:
             return ConflictError(f"run {self.experiment_id} is not open here", hint="attach to it again")
         return ConflictError(

@@ -23,6 +23,7 @@ from coral import forks, threads
 from coral.errors import ConflictError, CoralError
 from coral.experiments.journal import encode, line, quote
 from coral.experiments.scalars import Json, metric_name, tagged
+from coral.verbs import signals
 
 if TYPE_CHECKING:
     from coral.storage.folder import AppendFile
@@ -180,6 +181,7 @@ class Sink:
         raise CoralError("the journal is waiting for the disk")
 
     def _after_close(self, data: bytes) -> None:
+        signals.stay_if_dying()  # it is the signal that has ended the run
         raise ConflictError(f"{self._label} has ended, so nothing more can be logged to it")
 
     def _refused(

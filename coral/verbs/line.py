@@ -285,6 +285,8 @@ class Line:
                     raise PartNotFoundError(f"{name!r} is not staged", hint="'coral status' lists what is")
             for name in names or tuple(overlay.parts):
                 overlay.parts.pop(name, None)
+            if not overlay.parts:
+                self._discard()  # and with it the store, which garbage collection may want
 
     @threads.one_at_a_time
     def stage_removal(self, names: tuple[str, ...]) -> None:
@@ -297,6 +299,8 @@ class Line:
                     overlay.parts[name] = None
                 else:
                     overlay.parts.pop(name, None)
+            if not overlay.parts:
+                self._discard()
 
     @threads.one_at_a_time
     def drop_staged(self) -> None:

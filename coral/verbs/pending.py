@@ -129,6 +129,8 @@ class Background:
                 future.set_result(make(begun.set))
             except BaseException as error:
                 future.set_exception(error)
+            else:
+                self._forget(pending)
             finally:
                 begun.set()
 
@@ -142,6 +144,8 @@ class Background:
             # Not earlier: who finds it waits for it, and now there is somebody to keep it.
             self._latest = pending
         begun.wait()
+        if future.done() and future.exception() is None:  # before it could be found
+            self._forget(pending)
         if _is_over:
             _tell_of(pending)
         return pending
@@ -223,11 +227,11 @@ def _tell_of(pending: PendingCommit) -> None:
     if error is None:
         return
     pending.was_told = True
-    error.__cause__, error.__suppress_context__ = None, True  # where in coral it came from, nobody asked
-    error.add_note("The commit that was made beside the program is lost, and nobody asked how it went.")
-    sys.excepthook(type(error), error, None)
     if not isinstance(sys.stderr, _LastFlush):
         sys.stderr = _LastFlush(sys.stderr)
+    error.__cause__, error.__suppress_context__ = None, True
+    error.add_note("The commit that was made beside the program is lost, and nobody asked how it went.")
+    sys.excepthook(type(error), error.with_traceback(None), None)  # where in coral it came from, nobody asked
 
 
 class _LastFlush:

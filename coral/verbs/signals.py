@@ -47,6 +47,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.previous: dict[int, _Handler] = {}
+        self.calling: set[int] = set()
         self.set_handler: Callable[[int, None], object] = lambda number, handler: None
         self.lock = forks.rlock()
         self.after_fork()
@@ -64,7 +65,10 @@ forks.tell(_watch)
 
 
 def catch() -> None:
-    """Have the signals caught; Python allows that to the main thread alone, so in another one this does nothing."""
+    """Have the signals caught; Python allows that to the main thread alone, so in another one this does nothing.
+
+    To be called again by whoever begins what the end has to wait for: another library may have put its own in between.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     import ctypes  # for _kill: not needed by those who only look, and not to be looked for in a handler
@@ -72,10 +76,12 @@ def catch() -> None:
     _watch.set_handler = ctypes.pythonapi.PyOS_setsig
     for number in _SIGNALS:
         before = signal.getsignal(number)
-        if before is _on_signal:  # put back by somebody who had kept it
+        if before is _on_signal:
+            # Put back, perhaps, by somebody who had kept it; whoever was there before it is not known any more.
             _watch.previous.setdefault(number, signal.SIG_DFL)
-        # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process.
-        if number not in _watch.previous and before is not None and before is not signal.SIG_IGN:
+        # None: installed by C code, which Python cannot chain to. Ignored signals do not end the process. And who put
+        # a handler of its own in the place of this one decides, and may call it.
+        elif before == signal.SIG_DFL or (callable(before) and number not in _watch.previous):
             _watch.previous[number] = before
             signal.signal(number, _on_signal)
 
@@ -114,6 +120,12 @@ def let_go() -> None:
             signal.signal(number, _watch.previous.pop(number))
 
 
+def stay_if_dying() -> None:
+    """Wait for the end where a signal is about to bring it: what is asked for now would be an error, and is none."""
+    if _watch.is_dying and _watch.pid == os.getpid():
+        stay()
+
+
 def stay() -> NoReturn:
     """Wait for the end of a process that is about to be killed."""
     while True:
@@ -122,10 +134,14 @@ def stay() -> NoReturn:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     before = _watch.previous.get(number)
-    if callable(before):
-        for listener in list(_watch.listeners):
-            listener.noticed(number)
-        before(number, frame)
+    if callable(before) and number not in _watch.calling:
+        _watch.calling.add(number)  # one that calls whom it found, and found this one, leaves it to us
+        try:
+            for listener in list(_watch.listeners):
+                listener.noticed(number)
+            before(number, frame)
+        finally:
+            _watch.calling.discard(number)
     elif _watch.pid != os.getpid():
         _kill(number)  # a child so fresh that it has not come to `after_fork`
     elif _watch.is_awaited:
@@ -157,10 +173,5 @@ def _kill(number: int) -> None:
     os._exit(128 + number)
 
 
-def _at_exit() -> None:
-    # The main thread went on, and has come to its end before the signal was dealt with: the signal is what ends it.
-    if _watch.is_dying:
-        stay()
-
-
-atexit.register(_at_exit)
+# The main thread went on, and may come to its end before the signal is dealt with: the signal is what ends it.
+atexit.register(stay_if_dying)

@@ -109,13 +109,11 @@ def test_an_ignored_signal_stays_ignored(spawn: Spawn, tracker: ExperimentTracke
     assert str(only(tracker).status) == "completed"
 
 
-def test_handlers_are_put_back_when_the_last_run_ends(tracker: ExperimentTracker) -> None:
+def test_handlers_are_put_back_when_the_last_run_ends(spawn: Spawn) -> None:
     """Outside of runs the process's signals are as they were."""
-    before = signal.getsignal(signal.SIGTERM)
-    run = tracker.start("a")
-    assert signal.getsignal(signal.SIGTERM) is not before
-    run.end()
-    assert signal.getsignal(signal.SIGTERM) is before
+    look = "print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+    process = spawn(f"{look}run = tracker.start('a')\n{look}run.end()\n{look}")
+    assert process.communicate(timeout=30)[0].split() == ["True", "False", "True"]
 
 
 def test_a_thread_that_dies_fails_the_run_it_started(spawn: Spawn, tracker: ExperimentTracker) -> None:

@@ -111,6 +111,17 @@ def test_what_is_staged_goes_with_the_next_save_of_its_thread(repo: Repository) 
     assert held(repo) == {1, 5} and not repo.status().staged
 
 
+def test_what_is_unstaged_lets_go_of_the_store(repo: Repository) -> None:
+    """Garbage collection, of this object and of others, waits for nobody who has nothing staged."""
+    repo.stage_weights(state(1))
+    repo.unstage()
+    repo.gc(prune_now=True)
+    Repository(repo.path).gc(prune_now=True)
+    repo.stage_weights(state(1))
+    repo.commit("again")
+    assert held(repo) == {1} and not repo.fsck(read_data=True).damage
+
+
 # -- interrupts, and disks that refuse
 
 
@@ -242,20 +253,24 @@ def test_a_failure_is_told_though_who_asks_is_interrupted(repo: Repository) -> N
 def test_an_observer_that_waits_for_its_own_commit_is_refused(repo: Repository) -> None:
     """Rather than waiting for ever."""
     refused: list[str] = []
+    asks = [repo.flush, lambda: repo.save(state(2)), lambda: repo.commit("x", allow_empty=True)]
 
     class Observer:
         def trailers(self, **_: object) -> dict[str, str]:
             return {}
 
         def committed(self, _: object) -> None:
-            try:
-                repo.flush()
-            except ConflictError as error:
-                refused.append(error.message)
+            for ask in asks:
+                try:
+                    ask()
+                except ConflictError as error:
+                    refused.append(error.message.partition(" ")[0])
 
     repo.add_commit_observer(Observer())
     repo.save(state(1), wait=False).result(60)
-    assert refused == ["this commit is just being made"]
+    asks.pop(0)
+    repo.save(state(3))
+    assert refused == ["this"] * 5
 
 
 # -- where no thread can be had
@@ -369,17 +384,18 @@ for _ in range(9): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.02)
     assert steps_of(tmp_path)[-2:] == [1, 0] and set(steps_of(tmp_path)) == {7, 1, 0}
 
 
-def test_a_handler_that_is_put_back_does_not_call_itself(tmp_path: Path) -> None:
-    """By a library that kept what it found while a commit was under way."""
-    script = """
-save(1)
-kept = signal.getsignal(signal.SIGTERM)
-repo.flush()
-signal.signal(signal.SIGTERM, kept)
-save(2)
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(60)
-"""
+@pytest.mark.parametrize(
+    "between",
+    [
+        "kept = signal.getsignal(signal.SIGTERM); repo.flush(); signal.signal(signal.SIGTERM, kept)",
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)",
+        "kept = signal.getsignal(signal.SIGTERM); signal.signal(signal.SIGTERM, lambda *a: kept(*a)); repo.flush()",
+    ],
+    ids=["put back", "taken away", "chained to"],
+)
+def test_handlers_of_others_come_and_go(tmp_path: Path, between: str) -> None:
+    """A library keeps what it found and puts it back, takes it away, or calls it: the commit under way is made."""
+    script = f"save(1)\n{between}\nsave(2)\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(60)"
     code, _, errors = ended(script, tmp_path)
     assert code == -signal.SIGTERM, errors
     assert steps_of(tmp_path) == [2, 1, 0]
@@ -395,6 +411,17 @@ def test_the_first_process_of_a_container_ends_too(tmp_path: Path) -> None:
     code, _, errors = ended(script, tmp_path, front=["unshare", "-pf"])
     assert code == 128 + signal.SIGTERM, errors
     assert steps_of(tmp_path) == [1, 0]
+
+
+def test_who_logs_while_a_signal_ends_the_run_meets_no_error(tmp_path: Path) -> None:
+    """The program ends by the signal, and not by an exception of its own."""
+    script = """
+run = ExperimentTracker(repo).start("x")
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+while True: run.log("m", 1.0); run.log_params({"a": 1})
+"""
+    code, _, errors = ended(script, tmp_path)
+    assert (code, errors) == (-signal.SIGTERM, "")
 
 
 def test_a_forked_child_is_killed_at_once(tmp_path: Path) -> None:
