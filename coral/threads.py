@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial, wraps
@@ -29,6 +30,8 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T")
 _POLL_SECONDS = 0.05
+_BEGINS_SECONDS = 5.0
+_RETRY_SECONDS = 60.0
 _OURS = ("coral.", "contextlib", "functools")
 # What may be in the middle of something when it is interrupted, or calls back; others only pass calls on.
 _LOWER = tuple(
@@ -41,6 +44,28 @@ _CALLS_HANDLERS = "coral.verbs.signals"  # a program's own, on top of anything o
 
 class Stopped(BaseException):
     """Whoever waits for this work was interrupted, and no longer wants it."""
+
+
+class _NeverBeganError(RuntimeError):
+    """A thread was made, and died, or has not begun for long."""
+
+
+class _Begins(threading.Event):
+    """What a thread that is started is waited for, with an end to it."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not super().wait(_BEGINS_SECONDS if timeout is None else timeout):
+            raise _NeverBeganError("can't start new thread: it did not begin")
+        return True
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread. Raises RuntimeError where none can be had.
+
+    One that died before it began, for lack of memory, the standard library would wait for for ever.
+    """
+    thread._started = _Begins()  # type: ignore[attr-defined]
+    thread.start()
 
 
 class Pool:
@@ -64,7 +89,7 @@ class Pool:
 
     def after_fork(self) -> None:
         """In a child: there are no threads yet."""
-        self._started = 0
+        self._started, self._retry_at = 0, 0.0
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -80,10 +105,12 @@ class Pool:
     def _is_there(self) -> bool:
         if sys.is_finalizing():
             return False
-        if self._started < self._most:
+        if self._started < self._most and time.monotonic() >= self._retry_at:
             try:
-                threading.Thread(target=_work, args=(self._jobs, self._begin), name=self._name, daemon=True).start()
+                start(threading.Thread(target=_work, args=(self._jobs, self._begin), name=self._name, daemon=True))
                 self._started += 1
+            except _NeverBeganError:
+                self._retry_at = time.monotonic() + _RETRY_SECONDS  # to find that out again takes long
             except RuntimeError:  # the process may have no more threads
                 pass
         return self._started > 0
@@ -191,7 +218,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self.inbox: SimpleQueue[_Work[Any]] = SimpleQueue()
-        threading.Thread(target=self._serve, name="coral-undisturbed", daemon=True).start()
+        start(threading.Thread(target=self._serve, name="coral-undisturbed", daemon=True))
 
     def _serve(self) -> None:
         while True:

@@ -74,7 +74,9 @@ class Sink:
         with self._lock:
             self._reconnect(clock())
         with contextlib.suppress(RuntimeError):  # no thread to be had: whoever logs on syncs what was before
-            threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True).start()
+            threads.start(
+                threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True)
+            )
 
     def __del__(self) -> None:
         # The thread finds out by itself: whom Python's garbage collector calls must not wait for a lock.

@@ -123,6 +123,8 @@ class Background:
         begun, caller = threading.Event(), threads.caller()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # it began too late
             threads.work_for(caller)
             pending.maker = threading.get_ident()
             try:
@@ -138,6 +140,7 @@ class Background:
         try:
             _run_beside(run)
         except BaseException:
+            future.cancel()
             signals.ignore(self)
             raise
         with self._noting:
@@ -211,7 +214,7 @@ def _run_beside(run: Callable[[], None]) -> None:
         return
     try:
         # Not a daemon: Python waits for it before it exits.
-        threading.Thread(target=run, name="coral-commit", daemon=False).start()
+        threads.start(threading.Thread(target=run, name="coral-commit", daemon=False))
     except RuntimeError as error:
         if threading.main_thread().is_alive():
             raise ConflictError(
