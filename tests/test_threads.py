@@ -20,8 +20,9 @@ import pytest
 
 from coral import threads
 from coral.errors import ConflictError
+from coral.pool import Pool
 from coral.testing.interrupts import Steps
-from coral.threads import Pool, undisturbed
+from coral.threads import undisturbed
 
 
 class Interrupt(Exception):
@@ -225,7 +226,8 @@ def test_where_no_thread_can_be_had_the_caller_does_it() -> None:
     """Once, and at once; threads are started when they can be."""
     out = without_threads(
         """
-        from coral.threads import Pool, undisturbed
+        from coral.pool import Pool
+        from coral.threads import undisturbed
         done, pool = [], Pool(2, "x")
         def here():
             return threading.get_ident() == threading.main_thread().ident
@@ -284,7 +286,8 @@ def test_what_is_left_to_the_end_of_the_interpreter_ends_too() -> None:
     """Threads are there then, and run no more: whoever is called there does all in place."""
     script = """
         import os
-        from coral.threads import Pool, undisturbed
+        from coral.pool import Pool
+        from coral.threads import undisturbed
         pool = Pool(1, "x")
         print(undisturbed(lambda: 1), pool.submit(int, 2).result(), flush=True)
         class Late:

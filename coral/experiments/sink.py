@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral import forks, threads
+from coral import forks, pool, threads
 from coral.errors import ConflictError, CoralError
 from coral.experiments.journal import encode, line, quote
 from coral.experiments.scalars import Json, metric_name, tagged
@@ -74,9 +74,7 @@ class Sink:
         with self._lock:
             self._reconnect(clock())
         with contextlib.suppress(RuntimeError):  # no thread to be had: whoever logs on syncs what was before
-            threads.start(
-                threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True)
-            )
+            pool.start(threading.Thread(target=_sync_now_and_then, args=(weakref.ref(self), self._over), daemon=True))
 
     def __del__(self) -> None:
         # The thread finds out by itself: whom Python's garbage collector calls must not wait for a lock.

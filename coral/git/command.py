@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO
 
-from coral import threads
+from coral import pool
 from coral.errors import GitCommandError
 
 _MOST_COMPLAINTS = 20
@@ -93,7 +93,7 @@ class Conversation:
         # Whoever complains much must not wait for somebody to read it.
         self._listener = threading.Thread(target=self._listen, daemon=True)
         try:
-            threads.start(self._listener)
+            pool.start(self._listener)
         except RuntimeError as error:
             process.kill()
             process.communicate()

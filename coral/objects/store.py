@@ -23,10 +23,10 @@ from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
 from coral.objects.source import BytesSource
 from coral.objects.trash import Trash
+from coral.pool import Pool
 from coral.storage.folder import Folder
 from coral.storage.gate import ALONE_SECONDS, Gate
 from coral.storage.locks import file_lock
-from coral.threads import Pool
 
 if TYPE_CHECKING:
     from pathlib import Path

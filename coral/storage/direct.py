@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from coral.pool import Pool
 from coral.storage import disk
 from coral.storage.folder import Folder, NewFile, Position, translate_errors
-from coral.threads import Pool
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TextIO
 
-from coral import forks, threads
+from coral import forks, pool, threads
 from coral.errors import ConflictError
 from coral.verbs import signals
 
@@ -214,7 +214,7 @@ def _run_beside(run: Callable[[], None]) -> None:
         return
     try:
         # Not a daemon: Python waits for it before it exits.
-        threads.start(threading.Thread(target=run, name="coral-commit", daemon=False))
+        pool.start(threading.Thread(target=run, name="coral-commit", daemon=False))
     except RuntimeError as error:
         if threading.main_thread().is_alive():
             raise ConflictError(

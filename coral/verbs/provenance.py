@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from coral import threads
+from coral import pool
 from coral.errors import RefNotFoundError
 from coral.git.enclosing import CodeState, code_commit, code_state, find_git
 from coral.history import Commit, History
@@ -34,7 +34,7 @@ class Provenance:
             return
         thread = threading.Thread(target=self._capture, name="coral-provenance", daemon=True)
         try:
-            threads.start(thread)
+            pool.start(thread)
         except RuntimeError:  # the process may have no more threads
             self._capture()
         else:

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from coral import forks, threads
+from coral import forks, pool
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
@@ -99,7 +99,7 @@ def listen(listener: Listener) -> None:
             _watch.listeners.append(listener)
         if not _watch.is_awaited:
             with contextlib.suppress(RuntimeError):  # no thread to be had: the handler itself must wait, then
-                threads.start(threading.Thread(target=_await_death, name="coral-signals", daemon=True))
+                pool.start(threading.Thread(target=_await_death, name="coral-signals", daemon=True))
                 _watch.is_awaited = True
 
 
