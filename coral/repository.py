@@ -464,7 +464,8 @@ class Repository:
             message: why; None writes ``step N``.
             step, metrics, tags: as :meth:`commit` takes them.
             wait: False copies all of it, as it is now, and returns; the commit is made of the copy while training
-                goes on. A call that finds the commit before it under way waits for that one.
+                goes on. A call that finds the commit before it under way waits for that one. The end of the process
+                waits, and so does a signal, if this, or the start of a run, was called by the main thread.
             state: whatever else training needs to go on; :meth:`load_into` returns it.
 
         Raises:

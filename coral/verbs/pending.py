@@ -1,8 +1,9 @@
 """Commits that are made while training goes on.
 
 One at a time, each in a thread of its own: the next one waits for the one before, which keeps their order and bounds
-the memory. The process waits for them before it exits, and so does a signal that would kill it. A failure that nobody
-asked for is told by the next commit, or else at exit, and the process then ends with an exit status that is not 0.
+the memory. The process waits for them before it exits, and so does a signal that would kill it, where the main thread
+has caught it (:func:`coral.verbs.signals.catch`). A failure that nobody asked for is told by the next commit, or else
+at exit, and the process then ends with an exit status that is not 0. A child of ``multiprocessing`` runs nothing then.
 """
 
 from __future__ import annotations
