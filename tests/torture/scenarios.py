@@ -221,8 +221,9 @@ def collect(project: Path, tell: Tell) -> None:
     repo = Repository(project)
     for number, grace in ((700, 0.0), (701, 0.001), (702, 0.0)):
         repo.stage_weights(weights(number + 50), "garbage")
+        repo.stage_weights(weights(number))
         repo.unstage("garbage")
-        tell(("commit", commit_one(repo, number), number))
+        tell(("commit", repo.commit(f"n={number}", step=number).commit_hash, number))
         repo.gc(grace=grace, prune_now=not grace)
     tell(("commit", commit_one(repo, 751), 751))
 

@@ -24,8 +24,8 @@ _WRITER = """
     for turn in range(count):
         # Garbage, which lies in the same pack as what is committed: some that others find soon, some that nobody does.
         repo.stage_weights(weights(turn + 7 if turn % 2 else start + turn + 500), "garbage")
-        repo.unstage("garbage")
         repo.stage_weights(weights(turn), f"model-{start}")
+        repo.unstage("garbage")
         print(start + turn, repo.commit(f"turn {start + turn}").commit_hash, flush=True)
 """
 _READER = """
