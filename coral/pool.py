@@ -70,7 +70,7 @@ class Pool:
     def submit(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a thread do a job."""
         future: Future[T] = self._promise()
-        call = partial(_do, future, partial(job, *args, **kwargs))
+        call = partial(fulfil, future, partial(job, *args, **kwargs))
         if self._is_there():
             self._jobs.put(call)
         else:
@@ -108,7 +108,8 @@ def _work(jobs: SimpleQueue[Callable[[], None] | None], begin: Callable[[], None
         del job  # and all that it holds
 
 
-def _do(future: Future[T], job: Callable[[], T]) -> None:
+def fulfil(future: Future[T], job: Callable[[], T]) -> None:
+    """Do a job, unless it was called off; its result or its error is the future's."""
     if not future.set_running_or_notify_cancel():
         return
     try:

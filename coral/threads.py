@@ -79,10 +79,6 @@ class _Work(Generic[T]):
     def wait(self) -> T:
         """What came of it, once it is over."""
         self._await()
-        return self.outcome()
-
-    def outcome(self) -> T:
-        """What came of it."""
         error, self._error = self._error, None
         with contextlib.suppress(Warning) if error is not None else contextlib.nullcontext():
             for text, category in self.warnings:

@@ -6,8 +6,10 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from typing import ParamSpec, TypeVar
 
+from coral.pool import fulfil
 from coral.threads import stop_if_unwanted
 
 P = ParamSpec("P")
@@ -70,8 +72,5 @@ def in_order(started: Iterable[Future[T]], window: int) -> Generator[T, None, No
 def done(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
     """Do a job at once, in this thread."""
     future: Future[T] = Future()
-    try:
-        future.set_result(job(*args, **kwargs))
-    except BaseException as error:
-        future.set_exception(error)
+    fulfil(future, partial(job, *args, **kwargs))
     return future

@@ -24,6 +24,16 @@ class Dotfiles(Project):
         self.git_dir = git_dir
         self.environment = {"GIT_DIR": str(git_dir), "GIT_WORK_TREE": str(folder)}
 
+    @classmethod
+    def made(cls, place: Path, git_dir: str) -> Dotfiles:
+        """A new one, with coral's settings and attributes."""
+        made = cls(place / "home folder", place / git_dir)
+        made.folder.mkdir()
+        super(Dotfiles, made).git("init", "-q", "--bare", "-b", "main", made.git_dir)
+        made.configure()
+        made.write(".gitattributes", ATTRIBUTES.encode())
+        return made
+
     def git(self, *arguments: str | Path, **environment: str) -> str:
         return super().git(*arguments, **{**self.environment, **environment})
 
@@ -35,11 +45,7 @@ class Dotfiles(Project):
 @pytest.fixture
 def dotfiles(tmp_path: Path) -> Dotfiles:
     """A model that is committed there; coral's settings are git's, as 'coral install --global' leaves them."""
-    made = Dotfiles(tmp_path / "home folder", tmp_path / "dot.git")
-    made.folder.mkdir()
-    super(Dotfiles, made).git("init", "-q", "--bare", "-b", "main", made.git_dir)
-    made.configure()
-    made.write(".gitattributes", ATTRIBUTES.encode())
+    made = Dotfiles.made(tmp_path, "dot.git")
     made.git("add", ".gitattributes")
     made.commit("a model", model=MODEL)
     return made
@@ -261,11 +267,7 @@ def test_damaged_notes(committed: Project, text: bytes) -> None:
 
 def test_odd_paths(tmp_path: Path) -> None:
     """Whatever bytes a path is of, and whatever lines it seems to have, it is found again."""
-    made = Dotfiles(tmp_path / "home folder", tmp_path / "dot\n\udcff%41 ü.git")
-    made.folder.mkdir()
-    super(Dotfiles, made).git("init", "-q", "--bare", "-b", "main", made.git_dir)
-    made.configure()
-    made.write(".gitattributes", ATTRIBUTES.encode())
+    made = Dotfiles.made(tmp_path, "dot\n\udcff%41 ü.git")
     made.commit("a model", model=MODEL)
     assert made.coral("gc", "--prune-now") == "nothing to collect\n"
     made.git_dir.rename(tmp_path / "away")

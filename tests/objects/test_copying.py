@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from coral.objects import copying as module
 from coral.objects.copying import ChunkCopier
 from coral.storage import disk
 from coral.storage.locks import file_lock
+from coral.testing.disks import Killing
 from coral.testing.processes import Note, Warm
 from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
 from tests.objects.test_deltas import bf16, damage, depths, drift, drifting, entry_of, lose, parent_of, weights
@@ -384,23 +384,11 @@ def test_a_full_disk_keeps_what_was_published(
 def copy_until(note: Note, root: Path, limit: int) -> int:
     """Copy all, and be killed at the call of this number that changes something; returns how many there are."""
     module.PUBLISH_BYTES = 1 << 20
-    calls = 0
-
-    def dying(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **named)
-
-        return call
-
-    for name in ("pwritev", "rename", "unlink"):
-        setattr(disk.current, name, dying(getattr(disk.current, name)))
-    here, there = open_store(root / "here", threads=1), open_store(root / "there", threads=1)
-    copy(here, there, wanted(here))
-    return calls
+    killing = Killing(limit - 1, kinds=("write", "rename", "unlink"))
+    with disk.use(killing):
+        here, there = open_store(root / "here", threads=1), open_store(root / "there", threads=1)
+        copy(here, there, wanted(here))
+    return killing.count
 
 
 def wanted(store: ChunkStore) -> list[TensorRecord]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from coral.format.pack import MAGIC, pack_header
 from coral.ids import checksum
 from coral.objects.writer import publish_pack
 from coral.storage import disk
+from coral.testing.disks import Killing
 from coral.testing.processes import Note, Warm
 from coral.verbs.filter import GitFilter
 from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
@@ -543,21 +543,8 @@ def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, m
 
 def collect_until(note: Note, project: Path, limit: int) -> None:
     """Collect, and be killed at the call of this number that changes something."""
-    calls = 0
-
-    def dying(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **named)
-
-        return call
-
-    for name in ("pwrite", "pwritev", "rename", "unlink", "fsync"):
-        setattr(disk.current, name, dying(getattr(disk.current, name)))
-    Repository(project).gc(grace=0.001)
+    with disk.use(Killing(limit - 1, kinds=("write", "rename", "unlink", "sync"))):
+        Repository(project).gc(grace=0.001)
 
 
 def test_kill_9_at_any_moment(quick: Path) -> None:
