@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral.errors import FormatError, UnsupportedValueError
-from coral.integrations.torch import capture_rng, restore_rng
+from coral.integrations.torch.generators import capture_rng, restore_rng
 from coral.verbs.frameworks import framework, framework_of
 from coral.verbs.state import MAX_DEPTH, decode_state, encode_state
 

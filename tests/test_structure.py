@@ -45,7 +45,7 @@ HOMES = {
     "zstandard": "coral/format/codecs/",
     "git": "coral/git/",
     "pygit2": "coral/history/",
-    "torch": "coral/integrations/torch.py",
+    "torch": "coral/integrations/torch/",
     "click": "coral/cli/",
     "rich": "coral/cli/",
 }

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from coral.errors import FormatError, UnsupportedValueError, UsageError
 from coral.format.dtypes import BITS, NUMPY_NAMES, byte_count
-from coral.integrations.torch import FRAMEWORK, load_weights, model_to_weights
+from coral.integrations.torch import FRAMEWORK, model_to_weights
+from coral.integrations.torch.loading import load_weights
 from coral.verbs.frameworks import NUMPY, Framework, framework, framework_of
 
 
