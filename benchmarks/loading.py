@@ -159,13 +159,23 @@ def forget_files(paths: list[Path]) -> None:
 # -- the measurements
 
 
-def into_model(place: Place, depth: int, prelude: Callable[[], object], load: Callable[[nn.Module], object]) -> Sample:
+def into_model(
+    place: Place,
+    depth: int,
+    prelude: Callable[[], object],
+    load: Callable[[nn.Module], object],
+    *,
+    hooked: bool = False,
+) -> Sample:
     """Load into an existing model, and check it.
 
     Args:
         prelude: what comes before time starts; the libraries that it loads count as memory.
+        hooked: the model has a hook of its own, so that only its own ``load_state_dict`` may fill it.
     """
     model = place.size.model()
+    if hooked:
+        model.register_load_state_dict_post_hook(lambda module, keys: None)  # type: ignore[no-untyped-call]
     base = forget_peak()
     prelude()
     sample = measured(lambda: load(model), base=base, returned=lambda _: 0)
@@ -173,7 +183,7 @@ def into_model(place: Place, depth: int, prelude: Callable[[], object], load: Ca
     return sample
 
 
-def load_torch(place: Place) -> Sample:
+def load_torch(place: Place, *, hooked: bool = False) -> Sample:
     """``torch.load`` and ``load_state_dict``."""
     file = place.plain(0, ".pt")
 
@@ -184,10 +194,10 @@ def load_torch(place: Place) -> Sample:
         load(few_bytes(), place.tiny / FEW_TORCH)
         warm([file])
 
-    return into_model(place, 0, prelude, lambda model: load(model, file))
+    return into_model(place, 0, prelude, lambda model: load(model, file), hooked=hooked)
 
 
-def load_safetensors(place: Place, *, cold: bool) -> Sample:
+def load_safetensors(place: Place, *, cold: bool = False, hooked: bool = False) -> Sample:
     """``load_file`` and ``load_state_dict``."""
     file = place.plain(0)
 
@@ -195,10 +205,10 @@ def load_safetensors(place: Place, *, cold: bool) -> Sample:
         few_bytes().load_state_dict(load_file(place.tiny / FEW_SAFETENSORS))
         forget_files([file]) if cold else warm([file])
 
-    return into_model(place, 0, prelude, lambda model: model.load_state_dict(load_file(file)))
+    return into_model(place, 0, prelude, lambda model: model.load_state_dict(load_file(file)), hooked=hooked)
 
 
-def load_coral(place: Place, *, depth: int, cold: bool = False) -> Sample:
+def load_coral(place: Place, *, depth: int, cold: bool = False, hooked: bool = False) -> Sample:
     """``load_into``; from a cold cache opening the repository is in the time, as it reads files, too."""
     opened: list[Repository] = []
 
@@ -214,7 +224,7 @@ def load_coral(place: Place, *, depth: int, cold: bool = False) -> Sample:
         repo = opened[0] if opened else Repository(place.main)
         repo.load_into(model, tag(depth))
 
-    return into_model(place, depth, prelude, load)
+    return into_model(place, depth, prelude, load, hooked=hooked)
 
 
 def copy_file(place: Place) -> Sample:
@@ -366,7 +376,7 @@ SPEEDS = {0: 1.2, 1: 0.5, 4: 0.2}
 GROUPS: dict[str, list[Row]] = {
     "into a model, page cache warm": [
         Row("torch.load + load_state_dict", load_torch),
-        Row("load_file + load_state_dict", partial(load_safetensors, cold=False)),
+        Row("load_file + load_state_dict", load_safetensors),
         *(
             Row(f"coral load_into, depth {depth}", partial(load_coral, depth=depth), (speed(SPEEDS[depth]), MEMORY))
             for depth in DEPTHS
@@ -375,6 +385,11 @@ GROUPS: dict[str, list[Row]] = {
     "into a model, page cache cold": [
         Row("load_file + load_state_dict", partial(load_safetensors, cold=True)),
         Row("coral load_into, depth 0", partial(load_coral, depth=0, cold=True), (speed(1.0), MEMORY)),
+    ],
+    "into a model with hooks, warm": [
+        Row("torch.load + load_state_dict", partial(load_torch, hooked=True)),
+        Row("load_file + load_state_dict", partial(load_safetensors, hooked=True)),
+        Row("coral load_into, depth 0", partial(load_coral, depth=0, hooked=True), (time(1.3),)),
     ],
     "one file of a tag, repacked": [
         Row("copyfile + fsync", copy_file),

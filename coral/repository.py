@@ -175,22 +175,21 @@ class Repository:
             weights: a module, or a mapping of names to torch tensors, numpy arrays or JAX arrays.
             name: the part, which is also the file that ``checkout`` writes.
             update: lay these tensors over those that the part holds, rather than replace it.
-            metadata: the safetensors file's own key-value pairs.
+            metadata: the safetensors file's own key-value pairs; torch's tensors say ``format: pt`` without.
 
         Raises:
             UnsupportedValueError: a tensor that cannot be kept without loss.
             PartNotFoundError, UsageError: there is nothing to update, or it is no safetensors file of weights.
             StorageError: the disk refused; what was staged before is still staged.
         """
-        from coral.verbs.checkpoint import file_metadata, sources_of, weights_of
+        from coral.verbs.checkpoint import weights_of, weights_part
 
-        sources = sources_of(weights_of(weights))
-        pairs = file_metadata(metadata or {})
+        part = weights_part(name, weights_of(weights), metadata or {})
 
         def build(writer: StoreWriter, parent: Parent) -> Manifest:
             old = check_updatable(name, self._line.staged_or_tip(name)) if update else None
-            records = tuple(writer.write_tensors(sources, parent=parent, progress=progress))
-            fresh = Manifest("safetensors", records, None, pairs)
+            records = tuple(writer.write_tensors(part.tensors, parent=parent, progress=progress))
+            fresh = Manifest("safetensors", records, None, part.metadata)
             return fresh if old is None else laid_over(old, fresh)
 
         return self._line.stage(name, build)
@@ -424,6 +423,7 @@ class Repository:
         step: int | None = ...,
         metrics: Mapping[str, float] | None = ...,
         tags: Sequence[str] = ...,
+        metadata: Mapping[str, str] | None = ...,
         wait: Literal[True] = ...,
         **state: object,
     ) -> Commit: ...
@@ -439,6 +439,7 @@ class Repository:
         step: int | None = ...,
         metrics: Mapping[str, float] | None = ...,
         tags: Sequence[str] = ...,
+        metadata: Mapping[str, str] | None = ...,
         wait: Literal[False],
         **state: object,
     ) -> PendingCommit: ...
@@ -453,6 +454,7 @@ class Repository:
         step: int | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Sequence[str] = (),
+        metadata: Mapping[str, str] | None = None,
         wait: bool = True,
         **state: object,
     ) -> Commit | PendingCommit:
@@ -463,6 +465,7 @@ class Repository:
             optimizer, scheduler: what has ``state_dict()`` and ``load_state_dict()``.
             message: why; None writes ``step N``.
             step, metrics, tags: as :meth:`commit` takes them.
+            metadata: the safetensors file's own key-value pairs, as :meth:`stage_weights` takes them.
             wait: False copies all of it, as it is now, and returns; the commit is made of the copy while training
                 goes on. A call that finds the commit before it under way waits for that one. The end of the process
                 waits, and so does a signal, if this, or the start of a run, was called by the main thread.
@@ -479,7 +482,7 @@ class Repository:
         names = self._free_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")
         draft = self._draft(text, step=step, metrics=metrics, allow_empty=True)
-        parts = checkpoint.parts_of(model, optimizer, scheduler, state)
+        parts = checkpoint.parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
         if wait:
             return threads.undisturbed(lambda: self._save(parts, draft, names), owner=self._line)
 
@@ -515,12 +518,17 @@ class Repository:
         With an optimizer or a scheduler the random number generators are put back as well, so that training goes on
         bit for bit; without, they are left alone. Returns the rest of the state that :meth:`save` was given.
 
+        A module holds afterwards what its ``load_state_dict`` would have left in it: where it, or one inside of it, has
+        hooks or loading code of its own, these are what loads it. When anything is refused, all is as it was.
+
         Args:
-            strict: refuse weights that the model lacks, and the other way round.
+            strict: refuse weights that the model lacks, and the other way round; else a warning names them.
             require_signed: refuse a commit that :meth:`verify` refuses.
 
         Raises:
-            UsageError: the weights do not fit the model; every misfit is listed.
+            UsageError: the weights do not fit the model, every misfit is listed; or a state does not fit what it is
+                for.
+            CorruptionError: the store is damaged; the model may be partly overwritten then, and only then.
             PartNotFoundError: the commit does not hold the state asked for.
             SignatureError: the commit is not signed by a trusted key, and ``require_signed``.
         """

@@ -11,6 +11,7 @@ import struct
 import warnings
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -380,3 +381,48 @@ def test_a_malformed_generator_state_is_a_format_error(state: object) -> None:
     """Whatever was stored under the name, restoring it never crashes otherwise."""
     with pytest.raises(FormatError):
         restore_rng(state)
+
+
+class Labelled(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+class Degrees(np.float64):
+    """A scalar of a class of its own."""
+
+
+class Frame:
+    """What offers itself as an array, and is more than that; a pandas DataFrame does so."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.ones((2, 2))
+
+
+def _attributed() -> Counter[str]:
+    counter = Counter("aab")
+    counter.note = 1  # type: ignore[attr-defined]
+    return counter
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize(
+    "value",
+    [
+        Frame(),
+        np.matrix([[1.0, 2.0]]),
+        np.ones(3).view(np.recarray),
+        np.ones(3, ">f4"),
+        np.ones(3, ">i8"),
+        np.lib.format.open_memmap,  # made below
+        torch.ones(3).as_subclass(Labelled),
+        Degrees(1.0),
+        _attributed(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_would_come_back_as_something_else_is_refused(value: object, tmp_path: Path) -> None:
+    """A state comes back equal in type and in every bit; what only offers itself as an array does not."""
+    if value is np.lib.format.open_memmap:
+        value = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (3,))
+    with pytest.raises(UnsupportedValueError, match=r"^a\.b\[0\]"):
+        encode_state({"a": {"b": [value]}})

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from coral.errors import CorruptionError, InvalidNameError, PartNotFoundError, UnsupportedValueError, UsageError
+from coral import threads
+from coral.errors import (
+    CoralError,
+    CorruptionError,
+    InvalidNameError,
+    PartNotFoundError,
+    UnsupportedValueError,
+    UsageError,
+)
 from coral.verbs.frameworks import Framework, find_framework, framework_of
 from coral.verbs.parts import STATE_KEY
 from coral.verbs.state import encode_state
@@ -23,7 +33,7 @@ ReadMany = Callable[[Iterable[tuple[str, memoryview]]], None]
 """Fills memory with the bytes of tensors, each given by its name."""
 
 _RESERVED_NAME = "__metadata__"
-_OPTIMIZER, _SCHEDULER, _RNG, _REST = "optimizer", "scheduler", "rng", "state"
+_OPTIMIZER, _SCHEDULER, _MODEL, _RNG, _REST = "optimizer", "scheduler", "model", "rng", "state"
 
 
 @runtime_checkable
@@ -35,13 +45,46 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, object]) -> object: ...
 
 
+class Loading(Protocol):
+    """Weights about to be loaded into a module; all that can be checked without reading them was."""
+
+    def fill(self, read_many: ReadMany, *, undoable: bool = False) -> None:
+        """Read the weights into the module; when its own code refuses them it is as it was. Raises UsageError.
+
+        Args:
+            read_many: reads some of them.
+            undoable: keep what :meth:`undo` needs.
+        """
+        ...
+
+    def undo(self) -> None:
+        """Put the module back as it was before :meth:`fill`."""
+        ...
+
+
 class TrainingFramework(Framework, Protocol):
     """A framework whose modules can be trained, and so resumed."""
 
-    def load_weights(
-        self, module: object, tensors: Mapping[str, TensorView], read_many: ReadMany, *, strict: bool
-    ) -> None:
-        """Fill a module's parameters and buffers in place. Raises UsageError listing all that does not fit."""
+    def take_apart(self, module: object) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """A module's named tensors, sharing its memory, and whatever else its loading needs."""
+        ...
+
+    def plan_loading(
+        self, module: object, stored: Mapping[str, TensorView], *, strict: bool, rest: Mapping[str, object]
+    ) -> Loading:
+        """Check that weights, and the rest of what was taken apart, fit a module.
+
+        Raises:
+            UsageError: they do not, or there is no name in common; everything that does not fit is listed.
+        """
+        ...
+
+    def undo_of(self, holder: Stateful) -> Callable[[], None] | None:
+        """What puts an optimizer or scheduler back as it is now.
+
+        None for one whose loading the framework does not know: it may look at the weights, and is to be loaded after
+        them.
+        """
         ...
 
     def capture_rng(self) -> dict[str, object]:
@@ -49,7 +92,7 @@ class TrainingFramework(Framework, Protocol):
         ...
 
     def restore_rng(self, state: Mapping[str, object]) -> None:
-        """Put the generators back to a captured state."""
+        """Put the generators back to a captured state. Raises FormatError."""
         ...
 
 
@@ -118,29 +161,34 @@ class Part:
         return Part(self.name, copies.take(self.tensors, store), self.metadata)
 
 
+def weights_part(name: str, weights: Mapping[str, object], metadata: Mapping[str, str]) -> Part:
+    """Named tensors as a part; what a library writes into its own files, it says of itself here too."""
+    frameworks = {found.name: found for found in map(find_framework, weights.values()) if found is not None}
+    own = next(iter(frameworks.values())).file_metadata if len(frameworks) == 1 else {}
+    return Part(name, sources_of(weights), file_metadata({**own, **metadata}))
+
+
 def parts_of(
-    model: object, optimizer: Stateful | None, scheduler: Stateful | None, rest: Mapping[str, object]
+    model: object,
+    optimizer: Stateful | None,
+    scheduler: Stateful | None,
+    rest: Mapping[str, object],
+    *,
+    metadata: Mapping[str, str],
 ) -> list[Part]:
     """What :meth:`Repository.save` keeps of a training, as two parts."""
-    text, tensors = encode_state(gather(model, optimizer, scheduler, rest))
-    return [
-        Part(MODEL_PART, sources_of(weights_of(model)), ()),
-        Part(STATE_PART, sources_of(tensors), ((STATE_KEY, text),)),
-    ]
-
-
-def gather(
-    model: object, optimizer: Stateful | None, scheduler: Stateful | None, rest: Mapping[str, object]
-) -> dict[str, object]:
-    """All of a training's state but the weights: optimizer, scheduler, random number generators, and the rest."""
     state: dict[str, object] = {}
-    for key, holder in ((_OPTIMIZER, optimizer), (_SCHEDULER, scheduler)):
-        if holder is not None:
-            state[key] = _stateful(key, holder).state_dict()
-    if not isinstance(model, Mapping):
-        state[_RNG] = _training_framework(model).capture_rng()
+    for key, holder in _holders(optimizer, scheduler).items():
+        state[key] = holder.state_dict()
+    if isinstance(model, Mapping):
+        weights: Mapping[str, object] = model
+    else:
+        framework = _training_framework(model)
+        weights, state[_MODEL] = framework.take_apart(model)
+        state[_RNG] = framework.capture_rng()
     state[_REST] = dict(rest)
-    return state
+    text, tensors = encode_state(state)
+    return [weights_part(MODEL_PART, weights, metadata), Part(STATE_PART, sources_of(tensors), ((STATE_KEY, text),))]
 
 
 def bring_back(
@@ -152,34 +200,101 @@ def bring_back(
     scheduler: Stateful | None,
     strict: bool,
 ) -> dict[str, object]:
-    """Load a checkpoint into a model, and into what trains it; returns the rest of the state.
+    """Load a checkpoint into a model, and into what trains it, or leave all of them as they are; returns the rest.
 
     The generators are put back when training goes on, that is when an optimizer or a scheduler is given: loading
     weights to evaluate them must not change the program's random numbers.
 
     Raises:
         PartNotFoundError: an optimizer or scheduler is given whose state the checkpoint does not hold.
-        UsageError: the weights do not fit the model.
+        UsageError: the weights do not fit the model, or a state not its optimizer or scheduler.
+        CorruptionError: bytes of the weights are damaged; only then are those of the model partly overwritten.
     """
-    for key, holder in ((_OPTIMIZER, optimizer), (_SCHEDULER, scheduler)):
-        if holder is not None and key not in state:
+    holders = _holders(optimizer, scheduler)
+    for key in holders:
+        if key not in state:
             raise PartNotFoundError(
                 f"the commit {weights.commit[:10]} holds no {key} state", hint=f"save it with repo.save(..., {key}=...)"
             )
     framework = _training_framework(model)
-    framework.load_weights(model, weights.tensors, weights.read_many, strict=strict)
-    for key, holder in ((_OPTIMIZER, optimizer), (_SCHEDULER, scheduler)):
-        if holder is not None:
-            _stateful(key, holder).load_state_dict(_dict(state[key]))
-    if _RNG in state and (optimizer is not None or scheduler is not None):
-        framework.restore_rng(_dict(state[_RNG]))
+    rest = _dict(state.get(_MODEL, {}))
+    plan = framework.plan_loading(model, weights.tensors, strict=strict, rest=rest)
+    weights.check()
+    generators = _dict(state[_RNG]) if holders and _RNG in state else None
+    with contextlib.ExitStack() as undo:
+        if generators is not None:
+            undo.callback(framework.restore_rng, framework.capture_rng())
+            framework.restore_rng(generators)
+        unknown = _load_known(framework, holders, state, undo)
+        for key, holder in unknown.items():
+            undo.callback(_undo_unknown(key, holder))
+        undo.callback(plan.undo)  # done first, for those who look at the weights
+        plan.fill(weights.read_many, undoable=bool(unknown))
+        for key, holder in unknown.items():
+            _load(key, holder, state[key])
+        if generators is not None:
+            framework.restore_rng(generators)  # again: foreign code may have drawn from them
+        undo.pop_all()
     return _dict(state.get(_REST, {}))
 
 
-def _stateful(key: str, holder: object) -> Stateful:
-    if not isinstance(holder, Stateful):
-        raise UsageError(f"{key} must have state_dict() and load_state_dict(), a {type(holder).__qualname__} has not")
-    return holder
+def _load_known(
+    framework: TrainingFramework,
+    holders: Mapping[str, Stateful],
+    state: Mapping[str, object],
+    undo: contextlib.ExitStack,
+) -> dict[str, Stateful]:
+    """Load those that the framework knows, which is what fails before a weight is touched; returns the others."""
+    unknown = {}
+    for key, holder in holders.items():
+        put_back = framework.undo_of(holder)
+        if put_back is None:
+            unknown[key] = holder
+        else:
+            undo.callback(put_back)
+            _load(key, holder, state[key])
+    return unknown
+
+
+def _holders(optimizer: object, scheduler: object) -> dict[str, Stateful]:
+    """What of the two is there, by the name that its state is kept by. Raises UsageError."""
+    holders = {}
+    for key, holder in ((_OPTIMIZER, optimizer), (_SCHEDULER, scheduler)):
+        if holder is None:
+            continue
+        if not isinstance(holder, Stateful):
+            kind = type(holder).__qualname__
+            raise UsageError(f"{key} must have state_dict() and load_state_dict(), a {kind} has not")
+        holders[key] = holder
+    return holders
+
+
+def _load(key: str, holder: Stateful, state: object) -> None:
+    try:
+        holder.load_state_dict(_dict(state))
+    except CoralError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the {key}'s state does not fit: {type(error).__name__}: {error}",
+            hint=f"make the {key} as it was when the checkpoint was saved",
+        ) from error
+
+
+def _undo_unknown(key: str, holder: Stateful) -> Callable[[], None]:
+    """What puts back a holder of which no more is known than its two methods; a warning when it does not let itself."""
+
+    def undo() -> None:
+        try:
+            holder.load_state_dict(copy.deepcopy(before))
+        except Exception as error:
+            threads.warn(f"the {key} could not be put back as it was: {type(error).__name__}: {error}")
+
+    try:
+        before = copy.deepcopy(holder.state_dict())
+    except Exception:  # one that cannot say what it holds, such as one whose state lies in other processes
+        return lambda: None
+    return undo
 
 
 def _dict(value: object) -> dict[str, object]:
@@ -190,6 +305,9 @@ def _dict(value: object) -> dict[str, object]:
 
 def _training_framework(model: object) -> TrainingFramework:
     framework = framework_of(model)
-    if not hasattr(framework, "load_weights"):
-        raise UsageError(f"a {type(model).__qualname__} is no module that weights can be loaded into")
+    if not hasattr(framework, "plan_loading") or framework.accepts(model):
+        raise UsageError(
+            f"a {type(model).__qualname__} is no module, which has weights to save and to be loaded into",
+            hint="hand in the model; to save, a mapping of names to tensors will do",
+        )
     return framework  # type: ignore[return-value]

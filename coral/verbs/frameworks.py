@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from coral.errors import FormatError, UnsupportedValueError, UsageError
@@ -35,6 +36,11 @@ class Framework(Protocol):
         """The library's root module, such as ``torch``."""
         ...
 
+    @property
+    def file_metadata(self) -> Mapping[str, str]:
+        """What the library's own safetensors files say of themselves."""
+        ...
+
     def accepts(self, value: object) -> bool:
         """Whether the value is a tensor of this library."""
         ...
@@ -56,6 +62,10 @@ class Framework(Protocol):
 
     def view(self, tensor: object, shape: tuple[int, ...], stride: tuple[int, ...] | None, offset: int) -> object:
         """A strided view, in elements, of a tensor from :meth:`empty`. Raises FormatError when it leaves it."""
+        ...
+
+    def not_exact(self, value: object) -> str | None:
+        """What of a tensor would not come back as it is, its type for one; None when all of it would."""
         ...
 
     def flags(self, value: object) -> tuple[str, ...]:
@@ -194,6 +204,7 @@ class NumpyFramework:
     """numpy, and whatever offers its values as numpy arrays (JAX among them)."""
 
     name = "numpy"
+    file_metadata: Mapping[str, str] = MappingProxyType({})
 
     def accepts(self, value: object) -> bool:
         """Whether the value has ``__array__``."""
@@ -238,6 +249,16 @@ class NumpyFramework:
         strides = tuple(step * flat.itemsize for step in steps)
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, strides)
 
+    def not_exact(self, value: object) -> str | None:
+        """Of what is no plain array, or has its bytes in the other order, what it would come back as."""
+        import numpy as np
+
+        if type(value) is not np.ndarray:
+            return f"is a {type(value).__module__}.{type(value).__qualname__}, which would come back as a plain array"
+        if value.dtype != value.dtype.newbyteorder("<"):
+            return f"has its bytes in the order {value.dtype.str}, and would come back in the other"
+        return None
+
     def flags(self, value: object) -> tuple[str, ...]:
         """None: an array is its bytes."""
         return ()
@@ -272,9 +293,11 @@ class NumpyFramework:
         """numpy's scalars: readable where that is exact, else their bytes in hex."""
         import numpy as np
 
-        if isinstance(value, np.str_):
+        if type(value) is np.str_:
             return "str", str(value)
         if not isinstance(value, np.generic) or value.dtype.name not in _SCALAR_NAMES:
+            return None
+        if type(value) is not value.dtype.type:
             return None
         raw = value.tobytes()
         plain = value.item()

@@ -75,6 +75,7 @@ def check_updatable(name: str, old: Manifest) -> Manifest:
 
 
 def laid_over(old: Manifest, fresh: Manifest) -> Manifest:
-    """A part's tensors with those of another laid over them; its metadata is kept unless there is new one."""
+    """A part's tensors, and its metadata, with those of another laid over them."""
     kept = tuple(record for record in old.records if record.name not in fresh)
-    return Manifest("safetensors", fresh.records + kept, None, fresh.metadata or old.metadata)
+    metadata = {**dict(old.metadata), **dict(fresh.metadata)}
+    return Manifest("safetensors", fresh.records + kept, None, tuple(metadata.items()))

@@ -148,6 +148,12 @@ class _Encoder:
             owner.source(show_path(path), value)
         except UnsupportedValueError as error:
             raise UnsupportedValueError(f"{show_path(path)}: {error.message}", hint=error.hint) from None
+        problem = owner.not_exact(value)
+        if problem is not None:
+            raise UnsupportedValueError(
+                f"{show_path(path)} {problem}",
+                hint="a state comes back as it was: hand in a plain array or tensor of it",
+            )
         return {"$tensor": [owner.name, self._tensor_name(value, path), *owner.flags(value)]}
 
     def _tensor_name(self, value: object, path: Path) -> str:
@@ -251,6 +257,8 @@ def _encode_default(encoder: _Encoder, value: defaultdict[object, object], path:
 
 
 def _encode_counter(encoder: _Encoder, value: Counter[object], path: Path) -> object:
+    if vars(value):
+        _refuse(value, path, "with attributes " + ", ".join(sorted(vars(value))))
     return {"$Counter": encoder.mapping(value, path)}
 
 

@@ -73,6 +73,11 @@ class Weights(Mapping[str, object]):
         """
         self._store.read_many(self._plain(wanted))
 
+    def check(self) -> None:
+        """See that the store holds everything, without reading it. Raises CorruptionError."""
+        for entry in self._entries.values():
+            self._store.check(entry.record)
+
     def _plain(self, wanted: Iterable[tuple[str, memoryview]]) -> Iterator[tuple[TensorRecord, memoryview]]:
         for name, out in wanted:
             view, record = self._entry(name)

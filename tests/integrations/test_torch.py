@@ -232,21 +232,21 @@ def test_a_model_is_filled_in_place() -> None:
 
 
 def test_model_to_weights_shares_memory_and_strips_wrappers() -> None:
-    """Wrappers' prefixes vanish wherever they stand, and nothing is copied; a real clash keeps the names."""
+    """Wrappers' prefixes vanish, those of a model's own attributes do not, and nothing is copied."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    inner, wrapped = torch.nn.Module(), torch.nn.Module()
-    inner._orig_mod = model
-    wrapped.module = inner
+    wrapped: Any = torch.nn.DataParallel(torch.compile(model))
     weights = model_to_weights(wrapped)
     assert list(weights) == ["0.weight", "0.bias"]
     assert (
         weights["0.weight"].data_ptr() == next(model.parameters()).data_ptr() and not weights["0.weight"].requires_grad
     )
-    clash = torch.nn.Module()
-    clash.module, clash.weight = torch.nn.Linear(1, 1, bias=False), torch.nn.Parameter(torch.ones(1))
-    assert set(model_to_weights(clash)) == {"module.weight", "weight"}
+    own = torch.nn.Module()
+    own.module, own._orig_mod, own.weight = model, torch.nn.Linear(1, 1, bias=False), torch.nn.Parameter(torch.ones(1))
+    assert set(model_to_weights(own)) == {"weight", "module.0.weight", "module.0.bias", "_orig_mod.weight"}
+    inside = torch.nn.Sequential(wrapped)
+    assert list(model_to_weights(inside)) == ["0.0.weight", "0.0.bias"]
     facts, contents = stored(model)
-    load_weights(wrapped, facts, reader(contents), strict=False)
+    load_weights(wrapped, facts, reader(contents))
 
 
 def test_all_mismatches_are_reported_at_once_and_nothing_is_loaded() -> None:
@@ -265,7 +265,8 @@ def test_all_mismatches_are_reported_at_once_and_nothing_is_loaded() -> None:
         words += ["missing: head.bias", "unexpected: extra"] if strict else []
         assert all(word in caught.value.message for word in words)
     assert stored(model)[1] == before
-    load_weights(model, {"head.bias": Facts("F32", (4,))}, reader(contents), strict=False)
+    with pytest.warns(UserWarning, match="the weights lack"):
+        load_weights(model, {"head.bias": Facts("F32", (4,))}, reader(contents), strict=False)
     assert stored(model)[1]["head.bias"] == contents["head.bias"]
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from coral import Repository
-from coral.errors import PartNotFoundError, UsageError
+from coral.errors import CoralError, PartNotFoundError, UnsupportedValueError, UsageError
+from tests.integrations.modules import build
+from tests.integrations.test_loading import contents
 from tests.repository.helpers import commit, read, run
 
 _TRAIN = """
@@ -112,7 +117,8 @@ def test_a_misfit_changes_nothing(repo: Repository) -> None:
         assert ("missing: e" in told and "unexpected: d" in told) is strict
         assert not any(tensor.any() for tensor in model.parameters())
     repo.save({"a": torch.ones(3), "d": torch.ones(5)})
-    repo.load_into(model, strict=False)
+    with pytest.warns(UserWarning, match="the weights lack b, c, e"):
+        repo.load_into(model, strict=False)
     assert model.a.tolist() == [1, 1, 1] and not model.e.any()
 
 
@@ -150,3 +156,103 @@ def test_saving_the_same_twice_is_two_commits(repo: Repository) -> None:
     model = torch.nn.Linear(3, 3)
     repo.save(model, step=1), repo.save(model, step=2)
     assert [found.step for found in repo.log()] == [2, 1]
+
+
+class Watching:
+    """Trains nothing; looks at the weights when it is loaded, as what keeps a second copy of them does."""
+
+    def __init__(self, model: torch.nn.Module, *, is_refused: bool = False) -> None:
+        self.model, self.is_refused = model, is_refused
+        self.seen = float(model.weight.sum().detach())  # type: ignore[operator]
+
+    def state_dict(self) -> dict[str, object]:
+        return {"is_refused": self.is_refused}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        self.seen = float(self.model.weight.sum().detach())  # type: ignore[operator]
+        if state["is_refused"]:
+            raise KeyError("moments")
+
+
+def _optimizer(model: torch.nn.Linear, *, groups: int = 1) -> torch.optim.AdamW:
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW([{"params": parameters}] if groups == 1 else [{"params": [p]} for p in parameters])
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("misfit", ["optimizer", "scheduler", "unknown", "generators", "hooks"])
+def test_a_state_that_does_not_fit_changes_nothing(repo: Repository, misfit: str) -> None:
+    """Whatever refuses what is loaded: weights, optimizer, scheduler and generators are all as they were."""
+    saved = torch.nn.Linear(3, 3)
+    trains = _optimizer(saved)
+    repo.save(saved, trains, torch.optim.lr_scheduler.CosineAnnealingLR(trains, 5))
+    if misfit == "unknown":
+        repo.save(saved, Watching(saved), Watching(saved, is_refused=True))
+    if misfit == "generators":
+        state = repo.get_state()
+        assert isinstance(state, dict)
+        repo.stage_state({**state, "rng": {**state["rng"], "torch": torch.zeros(3, dtype=torch.uint8)}})
+        repo.commit("damaged")
+    model = torch.nn.Linear(3, 3)
+    optimizer: Any = _optimizer(model, groups=2 if misfit == "optimizer" else 1)
+    scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
+    if misfit == "scheduler":
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    if misfit == "unknown":
+        optimizer, scheduler = Watching(model), Watching(model)
+    if misfit == "hooks":
+        model.register_load_state_dict_post_hook(lambda module, _: 1 // 0)
+
+    def held() -> str:
+        rows = [tensor.tolist() for tensor in model.parameters()]
+        return repr((rows, getattr(optimizer, "seen", 0), optimizer.state_dict(), scheduler.state_dict(), _rng()))
+
+    before = held()
+    places = {"unknown": "scheduler", "hooks": "weights do not fit", "generators": "generators"}
+    with pytest.raises(CoralError, match=places.get(misfit, misfit)):
+        repo.load_into(model, "HEAD", optimizer, scheduler)
+    assert held() == before
+
+
+def test_what_looks_at_the_weights_is_loaded_after_them(repo: Repository) -> None:
+    """An optimizer that is not torch's own finds the weights as they were saved."""
+    saved, model = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    repo.save(saved, Watching(saved))
+    keeps = Watching(model)
+    repo.load_into(model, optimizer=keeps)
+    assert keeps.seen == float(saved.weight.sum()) and torch.equal(model.weight, saved.weight)
+
+
+def test_a_module_with_extra_state_and_versions_comes_back(repo: Repository) -> None:
+    """What is no tensor, and what torch notes of its modules' versions, goes with the checkpoint."""
+    leaf = ("parallel", (2, 3), frozenset({"spoken", "versioned"}))
+    saved, expected, model = (build((leaf,), seed) for seed in (1, 2, 3))
+    expected.load_state_dict(saved.state_dict())
+    repo.save(saved)
+    repo.load_into(model)
+    assert contents(model) == contents(expected) and expected.leaf0.module.loaded == 3
+    with pytest.raises(UnsupportedValueError, match=r"_extra_state.* is a dict"):
+        repo.stage_weights(saved)
+
+
+def test_files_of_torch_say_so(repo: Repository, tmp_path: Path) -> None:
+    """A checked-out file is what save_file writes as ``format: pt``, which transformers asks for."""
+    model = torch.nn.Linear(3, 3)
+    file = repo.coral_dir.parent / "model.safetensors"
+    repo.save(model)
+    repo.checkout("HEAD", "model.safetensors")
+    save_file(model.state_dict(), tmp_path / "torch", metadata={"format": "pt"})
+    assert file.read_bytes() == (tmp_path / "torch").read_bytes()
+    repo.save(model, metadata={"epoch": "3"}, wait=False).result()
+    repo.checkout("HEAD", "model.safetensors")
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata() == {"format": "pt", "epoch": "3"}
+    repo.stage_weights({"bias": torch.ones(3)}, update=True, metadata={"epoch": "4"})
+    repo.stage_weights({"array": np.ones(3)}, "other.safetensors")
+    repo.commit("both")
+    assert dict(repo.parts()["model.safetensors"].metadata) == {"format": "pt", "epoch": "4"}
+    assert repo.parts()["other.safetensors"].metadata == ()
+    with pytest.raises(UnsupportedValueError, match="text"):
+        repo.save(model, metadata={"epoch": 3})  # type: ignore[dict-item]

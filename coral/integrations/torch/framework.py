@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 
 from coral.errors import FormatError, UsageError
 from coral.integrations.torch import generators, tensors
-from coral.integrations.torch.loading import Described, ReadMany, load_weights
-from coral.integrations.torch.modules import model_to_weights
+from coral.integrations.torch.loading import Loading, Stored, plan_loading
+from coral.integrations.torch.modules import model_to_weights, take_apart
+from coral.integrations.torch.optimizers import undo_of
 from coral.verbs.frameworks import check_view
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ class TorchFramework:
     """Torch's values as tensors that coral can keep, and back."""
 
     name = "torch"
+    file_metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 
     def accepts(self, value: object) -> bool:
         """Whether the value is a tensor."""
@@ -36,13 +39,21 @@ class TorchFramework:
         """A module's named tensors; None for a value that is not a module."""
         return model_to_weights(value) if isinstance(value, torch.nn.Module) else None
 
-    def load_weights(
-        self, module: object, described: Mapping[str, Described], read_many: ReadMany, *, strict: bool
-    ) -> None:
-        """Fill a module in place; see :func:`load_weights`."""
+    def take_apart(self, module: object) -> tuple[Mapping[str, object], Mapping[str, object]]:
+        """A module's named tensors, and the rest of its state; see :func:`coral.integrations.torch.modules`."""
+        return take_apart(module)
+
+    def plan_loading(
+        self, module: object, stored: Stored, *, strict: bool, rest: Mapping[str, Mapping[str, object]]
+    ) -> Loading:
+        """Check that weights fit a module; see :func:`coral.integrations.torch.loading.plan_loading`."""
         if not isinstance(module, torch.nn.Module):
             raise UsageError(f"a {type(module).__qualname__} is not a torch module")
-        load_weights(module, described, read_many, strict=strict)
+        return plan_loading(module, stored, strict=strict, rest=rest)
+
+    def undo_of(self, holder: object) -> Callable[[], None] | None:
+        """What puts back one of torch's own optimizers or schedulers; None for another."""
+        return undo_of(holder)
 
     def capture_rng(self) -> dict[str, object]:
         """The state of every random generator; see :func:`capture_rng`."""
@@ -61,6 +72,12 @@ class TorchFramework:
         assert isinstance(tensor, torch.Tensor)
         steps = check_view(tensor.numel(), shape, stride, offset)
         return tensor.as_strided(shape, steps, offset)
+
+    def not_exact(self, value: object) -> str | None:
+        """Of a tensor of a class of its own, that it would come back as a plain one."""
+        if type(value) in (torch.Tensor, torch.nn.Parameter):
+            return None
+        return f"is a {type(value).__qualname__}, which would come back as a plain tensor"
 
     def flags(self, value: object) -> tuple[str, ...]:
         """Whether a tensor is a parameter, and whether it collects gradients."""
@@ -91,7 +108,7 @@ class TorchFramework:
 
     def encode(self, value: object) -> tuple[str, object] | None:
         """``torch.Size`` and ``torch.device``."""
-        if isinstance(value, torch.Size):
+        if type(value) is torch.Size:
             return "Size", list(value)
         if isinstance(value, torch.device):
             return "device", str(value)
