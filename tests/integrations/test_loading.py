@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from torch import nn
+from torch.nn.utils import prune
 
 from coral.errors import UnsupportedValueError, UsageError
 from coral.format.dtypes import byte_count
@@ -184,3 +185,28 @@ def test_lazy_modules_reach_the_hint_and_are_loaded_into() -> None:
     with pytest.raises(UsageError):
         load(nn.Sequential(nn.Linear(2, 3), Leaf((2, 3), frozenset())), pair)
     assert pair[0].has_uninitialized_params() and not hasattr(pair[1], "was_here")
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_torch_s_own_modules_are_loaded() -> None:
+    """Modules of torch with hooks, parametrizations and masks, and scripted ones, hold what torch would load."""
+
+    def make() -> Any:
+        layers = {
+            "transformer": nn.Transformer(8, 2, 1, 1, 16),
+            "instance": nn.InstanceNorm1d(3, affine=True, track_running_stats=True),
+            "spectral": nn.utils.spectral_norm(nn.Linear(3, 3)),
+            "weight": nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+            "orthogonal": nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)),
+            "masked": prune.random_unstructured(nn.Linear(3, 3), "weight", amount=0.3),
+            "recurrent": nn.LSTM(3, 2),
+        }
+        return nn.ModuleDict(layers)
+
+    scripted = [torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))) for _ in range(3)]
+    for saved, ours, theirs in ((make(), make(), make()), scripted):
+        load(saved, ours)
+        theirs.load_state_dict(saved.state_dict())
+        assert {k: v.tolist() for k, v in ours.state_dict().items()} == {
+            k: v.tolist() for k, v in theirs.state_dict().items()
+        }

@@ -48,7 +48,8 @@ class OwnCode:
         has_own = self._has_own(module, prefix)
         self.is_there |= has_own
         if not (has_own or beneath):
-            self.plain.update(prefix + name for name in (*module._parameters, *module._buffers))
+            tables = (module._parameters, module._buffers)  # of a ScriptModule they are no dicts, but have their items
+            self.plain.update(prefix + name for table in tables for name, _ in table.items())
         for name, child in module._modules.items():
             if child is not None:
                 # A module's code may do as it likes with all that lies beneath it.
