@@ -471,6 +471,9 @@ class Repository:
                 waits, and so does a signal, if this, or the start of a run, was called by the main thread.
             state: whatever else training needs to go on; :meth:`load_into` returns it.
 
+        What another process commits on the same branch meanwhile is no conflict: this checkpoint comes after it, and
+        replaces the parts that it names. Parts that it does not name stay as they are there.
+
         Raises:
             UnsupportedValueError: a value that cannot be kept, named by its path.
             CoralError: with the commit before this one, which nobody waited for, something went wrong.

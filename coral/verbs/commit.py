@@ -21,9 +21,9 @@ from coral.history.commit import MAX_STEP, ROOT
 from coral.ids import chunk_id
 
 if TYPE_CHECKING:
-    from coral.format.manifest import Manifest
     from coral.git.enclosing import CodeState
     from coral.history import Commit, History
+    from coral.verbs.staging import Overlay
 
 _ATTEMPTS = 100
 _MAX_NESTING = 100
@@ -53,36 +53,36 @@ class Draft:
 
 def land(
     history: History,
-    overlay: Mapping[str, Manifest | None],
+    overlay: Overlay,
     draft: Draft,
     *,
     branch: str | None,
-    base: str | None,
     written: Callable[[str], None] = lambda commit: None,
 ) -> Commit:
     """Commit an overlay on a branch (or on a detached HEAD), by compare-and-swap.
 
     Args:
-        overlay: what changes, by part; its chunks must be durable already.
+        overlay: what changes; its chunks must be durable already.
         branch: the branch to move; None moves a detached HEAD.
-        base: the commit that the overlay was laid over.
         written: told of the commit that the branch is about to be moved to. Whatever is raised afterwards, the branch
             itself says whether it was.
 
     Raises:
         NothingToCommitError: the overlay changes nothing.
-        ConflictError: the branch moved since, and changed a part that the overlay changes as well.
+        ConflictError: the branch moved since, and changed a part that the overlay changes as well, and that does not
+            stand whatever becomes of it.
     """
     blobs = {
         name: None if manifest is None else history.write_blob(manifest.to_bytes())
-        for name, manifest in overlay.items()
+        for name, manifest in overlay.parts.items()
     }
     for _ in range(_ATTEMPTS):
         tip = _tip(history, branch)
-        if tip is None and base is not None:
+        if tip is None and overlay.base is not None:
             raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
-        if tip != base:
-            _check_unrelated(history, blobs, base, tip)
+        if tip != overlay.base:
+            by_hand = {name: oid for name, oid in blobs.items() if name not in overlay.standing}
+            _check_unrelated(history, by_hand, overlay.base, tip)
         if not draft.allow_empty and all(_part(history, tip, name) == oid for name, oid in blobs.items()):
             why = "what is staged is what the branch holds already" if blobs else "nothing is staged"
             raise NothingToCommitError(

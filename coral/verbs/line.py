@@ -218,13 +218,16 @@ class Line:
     def apart(self) -> Iterator[None]:
         """What is staged inside is laid over what this thread has staged already, and committed inside; or not at all.
 
-        What another thread has staged is left to it.
+        It stands whatever another commit made of these parts meanwhile: who stages all of what he names, and commits it
+        in the same breath, has decided nothing that the other commit could have changed. What another thread has
+        staged is left to it.
         """
         with self.alone():
             try:
                 with self.overlay() as overlay:
                     is_own = overlay.stager_beside(threads.caller()) is None
                     self._opened = overlay.copy() if is_own else Overlay()
+                    self._opened.is_apart = True
                     yield
             except BaseException:
                 if not self._staging.peek().parts:
@@ -247,7 +250,7 @@ class Line:
                 self._seal()
             with self._own_overlay() as overlay:
                 self._rebase_if_clean(overlay)
-                overlay.parts[name] = manifest
+                overlay.put(name, manifest)
             return manifest
 
     @contextlib.contextmanager
@@ -343,7 +346,7 @@ class Line:
 
         Raises:
             NothingToCommitError: it changes nothing.
-            ConflictError: another commit changed a staged part; landing again lays this one over it.
+            ConflictError: another commit changed a part that was staged by hand; landing again lays this one over it.
         """
         with self._busy():
             with self.overlay() as overlay:
@@ -368,13 +371,13 @@ class Line:
             return ConflictError("HEAD was detached and has moved since", hint="pin() takes up where it is now")
         written: list[str] = []
         try:
-            commit = land(self._history, overlay.parts, draft, branch=branch, base=overlay.base, written=written.append)
+            commit = land(self._history, overlay, draft, branch=branch, written=written.append)
         except NothingToCommitError as error:
             overlay.clear()
             return error
         except ConflictError as error:
             # Told of it once, the caller may commit again: on top of what is there now.
-            overlay.base = tip
+            overlay.rebase(tip)
             return error
         except BaseException as error:
             # The disk may have refused what comes after the move.

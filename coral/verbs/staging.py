@@ -36,12 +36,16 @@ class Overlay:
         parts: name to new manifest, or to None for a part that is removed.
         stager: the thread that staged them, in memory; None where it is not known.
         under: the overlay that this one is a copy of.
+        is_apart: whether what is staged from now on stands whatever another commit makes of it meanwhile.
+        standing: the parts that do.
     """
 
     base: str | None = None
     parts: dict[str, Manifest | None] = field(default_factory=dict)
     stager: Thread | None = None
     under: Overlay | None = None
+    is_apart: bool = False
+    standing: set[str] = field(default_factory=set)
 
     def clear(self) -> None:
         """Forget what is staged; of a copy, what it was copied from too."""
@@ -53,6 +57,18 @@ class Overlay:
     def copy(self) -> Overlay:
         """An overlay that begins with the same, and whose commit is that of both."""
         return Overlay(self.base, dict(self.parts), self.stager, self)
+
+    def rebase(self, base: str | None) -> None:
+        """Lie over another commit; of a copy, what it was copied from too."""
+        self.base = base
+        if self.under is not None:
+            self.under.rebase(base)
+
+    def put(self, name: str, manifest: Manifest) -> None:
+        """Have the next commit hold this as a part."""
+        self.parts[name] = manifest
+        if self.is_apart:
+            self.standing.add(name)
 
     def stager_beside(self, thread: Thread) -> Thread | None:
         """Another thread than this one, that staged what is here and may yet commit it."""

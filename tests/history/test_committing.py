@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pytest
 
 from coral.errors import UnsupportedValueError, UsageError
-from coral.format.manifest import Manifest
 from coral.history import Commit, History
 from coral.history.commit import MAX_STEP
 from coral.verbs.commit import Draft, build_trailers, land
+from coral.verbs.staging import Overlay
 from tests.history.helpers import commit_on
 
 
@@ -80,7 +80,6 @@ def test_landing_lists_no_branches(history: History, monkeypatch: pytest.MonkeyP
     first = commit_on(history, "main", "one").commit_hash
     history.create_branch("runs/a", first)
     monkeypatch.setattr(history._handle, "refs", None)
-    overlay: dict[str, Manifest | None] = {"model.safetensors": None}
     for branch in ("main", "runs/a"):
-        made = land(history, overlay, Draft("gone", "coral"), branch=branch, base=first)
+        made = land(history, Overlay(first, {"model.safetensors": None}), Draft("gone", "coral"), branch=branch)
         assert history.branch_tip(branch) == made.commit_hash

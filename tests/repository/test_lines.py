@@ -24,6 +24,12 @@ def _line(repo: Repository, ref: str = "HEAD") -> list[str]:
     return [found.message for found in repo.log(ref)]
 
 
+def _epoch(repo: Repository, ref: str) -> object:
+    state = repo.get_state(ref)
+    assert isinstance(state, dict)
+    return state["state"]["epoch"]
+
+
 # -- pinning
 
 
@@ -224,6 +230,66 @@ def test_four_processes_commit_at_once(quick: Path) -> None:
         assert [found for found in oldest_first if found in hashes] == hashes
         assert read(repo, hashes[4], f"part{number}") == raw(weights(100 * number + 4))
         assert read(repo, "HEAD", f"part{number}") == raw(weights(100 * number + 9))
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["waiting", "beside"])
+def test_processes_save_on_one_branch_at_once(quick: Path, wait: bool) -> None:
+    """Each save of each process returns, and all lie in one line, in the order they were made, each as it was given.
+
+    What a process does not name stays as the others leave it.
+    """
+    repo, path = Repository(quick, init=True), quick
+
+    def work(number: int) -> str:
+        mine = Repository(path)
+        mine.stage_weights(weights(number), f"own{number}")
+        states = [weights(100 * number + turn) for turn in range(12)]
+        if wait:
+            return " ".join(mine.save(state, epoch=turn).commit_hash for turn, state in enumerate(states))
+        pending = [mine.save(state, epoch=turn, wait=False) for turn, state in enumerate(states)]
+        return " ".join(one.result().commit_hash for one in pending)
+
+    made = [text.split() for text in at_once(work, 2)]
+    line = list(repo.log())
+    assert [len(found.parents) for found in line] == [1] * 23 + [0]
+    oldest_first = [found.commit_hash for found in reversed(line)]
+    for number, hashes in enumerate(made):
+        assert [found for found in oldest_first if found in hashes] == hashes
+        for turn, found in enumerate(hashes):
+            assert read(repo, found, "model.safetensors") == raw(weights(100 * number + turn))
+            assert _epoch(repo, found) == turn
+        assert read(repo, "HEAD", f"own{number}") == raw(weights(number))
+
+
+def test_a_save_is_laid_over_what_another_saved(repo: Repository) -> None:
+    """The second lands after the first with all that it names, by hand or not; the rest is the first one's."""
+    commit(repo, 0)
+    one, two = Repository(repo.path), Repository(repo.path)
+    one.stage_weights(weights(1), "by hand")
+    two.stage_weights(weights(2), "theirs")
+    first = two.save(weights(3), epoch=3)
+    second = one.save(weights(4), epoch=4)
+    assert second.parents == (first.commit_hash,)
+    assert read(repo, name="model.safetensors") == raw(weights(4)) and _epoch(repo, "HEAD") == 4
+    assert read(repo, name="by hand") == raw(weights(1)) and read(repo, name="theirs") == raw(weights(2))
+    assert read(repo, first.commit_hash, "model.safetensors") == raw(weights(3))
+
+
+def test_a_save_conflicts_about_what_was_staged_by_hand_alone(repo: Repository) -> None:
+    """A part that another commit changed since it was staged by hand stops a save once; the next takes it along."""
+    commit(repo, 0)
+    one, two = Repository(repo.path), Repository(repo.path)
+    one.stage_weights(weights(1), "x")
+    theirs = commit(two, 2, "x")
+    with pytest.raises(ConflictError, match="changed x since"):
+        one.save(weights(3))
+    assert repo.resolve("main") == theirs.commit_hash and [change.name for change in one.status().staged] == ["x"]
+    assert one.save(weights(3)).parents == (theirs.commit_hash,)
+    assert read(repo, name="x") == raw(weights(1))
+    one.stage_weights(weights(4))
+    commit(two, 5)
+    one.save(weights(6))
+    assert read(repo, name="model.safetensors") == raw(weights(6))
 
 
 def test_shell_processes_stage_at_once(repo: Repository) -> None:
