@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -32,11 +32,18 @@ from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
 from coral.verbs.copies import Copies
 from coral.verbs.diff import Diff, diff_parts
-from coral.verbs.line import Line
+from coral.verbs.line import Build, Line
 from coral.verbs.parts import PartReader, check_updatable, is_state, is_weights, laid_over, part_not_found
 from coral.verbs.pending import Background, PendingCommit
 from coral.verbs.provenance import Provenance, made_by
-from coral.verbs.staging import PrivateStaging, ShellStaging, StagedChange, Staging, staged_changes
+from coral.verbs.staging import (
+    PrivateStaging,
+    ShellStaging,
+    StagedChange,
+    StagedFiles,
+    Staging,
+    staged_changes,
+)
 from coral.verbs.worktree import CheckoutResult, Plan, WorkTree
 
 if TYPE_CHECKING:
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from coral.verbs.checkpoint import Part, Stateful
     from coral.verbs.fsck import Checked
     from coral.verbs.gc import Collected
+    from coral.verbs.ingest import Tell
     from coral.verbs.pending import Make
     from coral.verbs.repack import Repacked
     from coral.verbs.repair import Repaired
@@ -237,22 +245,48 @@ class Repository:
     ) -> Manifest:
         """Put a file into the next commit: safetensors, torch zips, npy and npz by their tensors, others whole.
 
+        Warns of one that is kept whole though its name promises tensors.
+
         Args:
             path: the file.
             name: the part; None takes the path relative to the project.
             opaque: keep the bytes whole, whatever the file is.
 
         Raises:
-            FormatError: the file is malformed; nothing was staged.
+            FormatError: the file is plainly not what its name promises: malformed, cut short, empty, or a pointer;
+                nothing was staged.
         """
-        from coral.verbs.ingest import manifest_of
+        file, reasons = Path(path), list[str]()
+        build = _building(file, reasons.append, opaque=opaque, progress=progress)
+        manifest = self._line.stage(self.worktree.part_name(file) if name is None else name, build)
+        for why in reasons:
+            threads.warn(f"{file} is kept whole: {why}", UserWarning)
+        return manifest
 
-        file = Path(path)
+    def stage_files(
+        self,
+        files: Mapping[str, str | os.PathLike[str]],
+        *,
+        opaque: bool = False,
+        partly: bool = False,
+        progress: Progress | None = None,
+    ) -> StagedFiles:
+        """Put files into the next commit in one step; each as :meth:`stage_file` does, and no warning.
 
-        def build(writer: StoreWriter, parent: Parent) -> Manifest:
-            return manifest_of(file, writer, opaque=opaque, parent=parent, progress=progress)
+        Args:
+            files: by part. All are looked at, whatever is wrong with one of them.
+            partly: stage those that can be kept; else all are, or none is. What came of each is returned.
 
-        return self._line.stage(self.worktree.part_name(file) if name is None else name, build)
+        Raises:
+            StorageError: the store's disk refused; nothing was staged.
+        """
+        reasons: dict[str, str] = {}
+        builds = {
+            name: _building(Path(path), partial(reasons.__setitem__, name), opaque=opaque, progress=progress)
+            for name, path in files.items()
+        }
+        parts, failed = self._line.stage_all(builds, partly=partly)
+        return StagedFiles(parts, failed, reasons)
 
     def unstage(self, *names: str) -> None:
         """Take parts out of the next commit; all of them when none is named. Raises PartNotFoundError."""
@@ -1094,3 +1128,10 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"<Repository {self.path}>"
+
+
+def _building(file: Path, tell: Tell, *, opaque: bool, progress: Progress | None) -> Build:
+    """What makes a part of a file."""
+    from coral.verbs.ingest import manifest_of
+
+    return lambda writer, parent: manifest_of(file, writer, opaque=opaque, parent=parent, progress=progress, tell=tell)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from coral.cli.output import printable
 from coral.errors import CoralError, CorruptionError, NotFoundError
 from coral.format.manifest import TEXT_LIMIT
 from coral.git.blobs import read_blob
@@ -29,8 +30,12 @@ def open_filter(top: Path) -> GitFilter:
     def fetch(store: ChunkStore, manifests: list[Manifest]) -> None:
         _fetch(top, store, manifests)
 
+    def warn(name: str, reason: str) -> None:
+        click.echo(f"coral: {printable(name)}: kept as it is: {reason}", err=True)
+
     named = os.environ.get("GIT_DIR")
-    return GitFilter(top, previous=previous, fetch=fetch, git_dir=Path.cwd() / named if named else None)
+    git_dir = Path.cwd() / named if named else None
+    return GitFilter(top, previous=previous, fetch=fetch, git_dir=git_dir, warn=warn)
 
 
 def _fetch(top: Path, store: ChunkStore, manifests: list[Manifest]) -> None:

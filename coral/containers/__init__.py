@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from coral.containers import npy, safetensors, torchzip, zips
+from coral.containers import npy, promises, safetensors, torchzip, zips
 from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView, write_record
+from coral.containers.promises import Promise, is_model_name, promise_of
 from coral.containers.source import (
     BytesFile,
     FileRange,
@@ -35,7 +36,9 @@ __all__ = [
     "TensorSource",
     "TensorView",
     "begins_with_its_index",
+    "broken_promise",
     "check_skeleton",
+    "is_model_name",
     "parse",
     "parse_file",
     "restore",
@@ -51,7 +54,6 @@ _SKELETON_LIMITS = {
     "npz": zips.SKELETON_LIMIT,
     "torch": zips.SKELETON_LIMIT,
 }
-_POINTER_STARTS = (b"version https://git-lfs", b"coral manifest ", b"coral pointer ")
 
 
 def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
@@ -62,24 +64,33 @@ def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
         opaque: keep the file whole, whatever it is.
 
     Raises:
-        FormatError: a file named ``.safetensors`` that is malformed.
+        FormatError: a file that is plainly not what its name promises: malformed, cut short, empty, or a pointer.
         NotFoundError, StorageError: the file cannot be read.
         ConflictError: the file became shorter while it was read.
         UsageError: a folder, pipe or device.
     """
-    named_safetensors = path.suffix.lower() == ".safetensors"
-    return parse_file(OpenFile(path), opaque=opaque, named_safetensors=named_safetensors)
+    return parse_file(OpenFile(path), name=path.name, opaque=opaque)
 
 
-def parse_file(file: ReadableFile, *, opaque: bool = False, named_safetensors: bool = False) -> ParsedFile:
+def parse_file(file: ReadableFile, *, name: str = "", opaque: bool = False, keeps_broken: bool = False) -> ParsedFile:
     """As :func:`parse`, of a file that is open, and is closed with what is returned.
 
     Args:
-        named_safetensors: its name promises a safetensors file, and a malformed one is an error; else it is kept whole.
+        name: what it is called; an empty name promises nothing.
+        keeps_broken: take a file that is not what its name promises as any other, and say so, rather than raise.
     """
     if opaque:
         return ParsedFile(file, _parse_opaque)
-    return ParsedFile(file, lambda data: _parse_content(data, named_safetensors=named_safetensors))
+    return ParsedFile(file, lambda data: _parse_named(data, name, keeps_broken=keeps_broken))
+
+
+def broken_promise(content: bytes, name: str) -> str:
+    """What is wrong with a file's content, as far as its name promises a format; nothing is an empty string."""
+    try:
+        promises.check(FileRange(BytesFile(content), 0, len(content)), promise_of(name))
+    except FormatError as error:
+        return error.message
+    return ""
 
 
 def begins_with_its_index(head: bytes) -> bool:
@@ -87,19 +98,33 @@ def begins_with_its_index(head: bytes) -> bool:
     return not head.startswith(zips.MEMBER_SIGNATURE)
 
 
-def _parse_content(data: FileRange, *, named_safetensors: bool) -> Parsed:
+def _parse_named(data: FileRange, name: str, *, keeps_broken: bool) -> Parsed:
+    if not name:
+        return _parse_content(data, None)
+    promise = promise_of(name)
+    try:
+        promises.check(data, promise)
+        return _parse_content(data, promise)
+    except FormatError as error:
+        if not keeps_broken:
+            raise
+        return _parse_content(data, None)._replace(reason=error.message)
+
+
+def _parse_content(data: FileRange, promise: Promise | None) -> Parsed:
     is_zip = zips.is_zip(data) and not safetensors.looks_like_safetensors(data)
+    named_safetensors = promise is promises.PROMISES[".safetensors"]
     if safetensors.looks_like_safetensors(data) or (named_safetensors and not is_zip):
         try:
             return safetensors.parse(data)
         except FormatError as error:
             # Other formats may look like one; only the name makes it a promise that is broken.
             if named_safetensors:
-                raise _explained(error, data) from None
+                raise FormatError(error.message, hint=error.hint or promises.AGAIN) from None
     try:
         return _parse_archive(data)
-    except NotThisError:
-        return _parse_opaque(data)
+    except NotThisError as error:
+        return _parse_opaque(data)._replace(reason=promises.why_whole(data, promise, str(error)))
 
 
 def _parse_archive(data: FileRange) -> Parsed:
@@ -110,17 +135,13 @@ def _parse_archive(data: FileRange) -> Parsed:
     members = zips.stored_members(data)
     try:
         return torchzip.parse(data, members)
-    except NotThisError:
-        return npy.parse_npz(data, members)
-
-
-def _explained(error: FormatError, data: FileRange) -> FormatError:
-    if data.read(0, 32).startswith(_POINTER_STARTS):
-        return FormatError(
-            "this is a pointer to a file, not the safetensors file itself",
-            hint="fetch the real file first (git lfs pull), or add it with --opaque",
-        )
-    return FormatError(error.message, hint=error.hint or "the file is damaged; save it again, or add it with --opaque")
+    except NotThisError as no_torch_file:
+        try:
+            return npy.parse_npz(data, members)
+        except NotThisError as no_arrays:
+            # Of two reasons the one about what the archive seems to be.
+            seems_torch = any(member.name.endswith("/data.pkl") for member in members)
+            raise (no_torch_file if seems_torch else no_arrays) from None
 
 
 def _parse_opaque(data: FileRange) -> Parsed:

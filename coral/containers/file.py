@@ -46,12 +46,13 @@ class TensorView(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What a container's parser found in a file's bytes."""
+    """What a container's parser found in a file's bytes, and why it is kept whole where its name promises more."""
 
     container: str
     skeleton: bytes | None
     metadata: tuple[tuple[str, str], ...]
     tensors: Sequence[TensorSource]
+    reason: str = ""
 
 
 class ParsedFile:
@@ -62,6 +63,7 @@ class ParsedFile:
         skeleton: the bytes that are not tensors; None when they regenerate ("canonical").
         metadata: the container's own key-value pairs, in its order.
         tensors: in the file's order; readable while the file is open, and what was read stays valid.
+        reason: why it is kept whole, or what is wrong with it, though its name promises tensors; else empty.
     """
 
     def __init__(self, file: ReadableFile, parse: Callable[[FileRange], Parsed]) -> None:
@@ -75,6 +77,7 @@ class ParsedFile:
         self.skeleton = parsed.skeleton
         self.metadata = parsed.metadata
         self.tensors = parsed.tensors
+        self.reason = parsed.reason
 
     def check_unchanged(self) -> None:
         """Raise ConflictError when the file changed since it was opened, as far as its size and times tell."""

@@ -52,6 +52,8 @@ class GitFilter:
             difference to that.
         fetch: brings what manifests need from a remote, as far as it has it.
         git_dir: git's folder, where the environment says it; None looks upwards.
+        warn: told of a file, by name, that is kept as it is though its name promises tensors, and why; unless git's
+            index holds just that already.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class GitFilter:
         previous: Callable[[str], bytes | None] = lambda _: None,
         fetch: Callable[[ChunkStore, list[Manifest]], None] = lambda *_: None,
         git_dir: Path | None = None,
+        warn: Callable[[str, str], object] = lambda *_: None,
     ) -> None:
         self._project = project
         self._previous = previous
         self._fetch = fetch
         self._git_dir = git_dir
+        self._warn = warn
         self._is_noted = False
         self._opened: tuple[Folder, ChunkStore] | None = None
         self._holding = contextlib.ExitStack()
@@ -92,7 +96,7 @@ class GitFilter:
         head = memoryview(bytearray(_HEAD_BYTES))
         start = bytes(head[: content.read_into(head)])
         if len(start) < _HEAD_BYTES:
-            return start if _is_no_model(start) else self._store(name, containers.BytesFile(start))
+            return self.keep_whole(name, containers.BytesFile(start))
         if is_manifest(start):
             return _whole(start, content)
         size = self._size(name)
@@ -110,8 +114,21 @@ class GitFilter:
         if _is_no_model(start):
             text = file.read(0, file.size)
             file.close()
-            return text
+            return self._as_it_is(name, text)
         return self._store(name, file)
+
+    def _as_it_is(self, name: str, content: bytes) -> bytes:
+        """What git shall keep of a file that is no model: just that."""
+        # A manifest stands for a model that is somewhere else, as it is meant to.
+        reason = "" if is_manifest(content) else containers.broken_promise(content, name)
+        self._say(name, content, [reason] if reason else [])
+        return content
+
+    def _say(self, name: str, kept: bytes, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            # git cleans a file once more whenever it is not sure of it.
+            if self._previous(name) != kept:
+                self._warn(name, reason)
 
     def describe(self, parsed: containers.ParsedFile) -> Manifest:
         """The manifest of a file that is open, without storing it."""
@@ -143,10 +160,14 @@ class GitFilter:
             self._holding.enter_context(store.held())
             self._is_holding = True
         self._note()
+        reasons: list[str] = []
+        parent = self._parent(name, file.size)
         with store.writer(keeps_young=True) as writer:
-            manifest = store_file(file, writer, parent=self._parent(name, file.size))
+            manifest = store_file(file, writer, name=name, parent=parent, tell=reasons.append)
             writer.seal()
-        return manifest.to_bytes()
+        text = manifest.to_bytes()
+        self._say(name, text, reasons)
+        return text
 
     def _parent(self, name: str, nbytes: int) -> Parent | None:
         if nbytes < _LEAST_WITH_PARENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 _SKELETON = "skeleton"
 
+Tell = Callable[[str], object]
+"""Told why a file is kept whole, or what is wrong with it, though its name promises tensors."""
+
+
+def _tell_nobody(_: str) -> None: ...
+
 
 def manifest_of(
     path: Path,
@@ -27,24 +33,32 @@ def manifest_of(
     opaque: bool = False,
     parent: Parent | None = None,
     progress: Progress | None = None,
+    tell: Tell = _tell_nobody,
 ) -> Manifest:
     """The manifest of a file; its tensors are stored when ``hasher`` is a writer.
 
     A file that changes meanwhile is found out by its size and times; a write through a mapping may move neither.
 
     Raises:
-        FormatError: the file is malformed.
+        FormatError: the file is plainly not what its name promises.
         ConflictError: the file changed while it was read; what was stored of it is part of nothing.
         NotFoundError, StorageError: it cannot be read.
     """
     with _naming(path), containers.parse(path, opaque=opaque) as parsed:
-        return take_in(parsed, hasher, parent, progress)
+        return take_in(parsed, hasher, parent, progress, tell)
 
 
-def store_file(file: containers.ReadableFile, hasher: TensorHasher, *, parent: Parent | None = None) -> Manifest:
+def store_file(
+    file: containers.ReadableFile,
+    hasher: TensorHasher,
+    *,
+    name: str = "",
+    parent: Parent | None = None,
+    tell: Tell = _tell_nobody,
+) -> Manifest:
     """As :func:`manifest_of`, of a file that is open, and is closed; one that is malformed is kept whole."""
-    with containers.parse_file(file) as parsed:
-        return take_in(parsed, hasher, parent)
+    with containers.parse_file(file, name=name, keeps_broken=True) as parsed:
+        return take_in(parsed, hasher, parent, tell=tell)
 
 
 def take_in(
@@ -52,6 +66,7 @@ def take_in(
     hasher: TensorHasher,
     parent: Parent | None = None,
     progress: Progress | None = None,
+    tell: Tell = _tell_nobody,
 ) -> Manifest:
     """As :func:`manifest_of`, of a file that was taken apart."""
     records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
@@ -60,6 +75,8 @@ def take_in(
         (record,) = hasher.write_tensors([BytesSource(_SKELETON, parsed.skeleton)])
         skeleton = Skeleton(record.content, len(parsed.skeleton))
     parsed.check_unchanged()
+    if parsed.reason:
+        tell(parsed.reason)
     return Manifest(parsed.container, tuple(records), skeleton, tuple(parsed.metadata))
 
 

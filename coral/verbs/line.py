@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from coral import forks, threads
-from coral.errors import ConflictError, CoralError, NothingToCommitError, PartNotFoundError, RefNotFoundError
+from coral.errors import (
+    ConflictError,
+    CoralError,
+    LockedError,
+    NothingToCommitError,
+    PartNotFoundError,
+    RefNotFoundError,
+)
 from coral.format.names import check_part_name, check_ref_name
 from coral.verbs.commit import Draft, land
 from coral.verbs.staging import Overlay, Staging
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
     from coral.verbs.parts import PartReader
 
 _FROM_HEAD = re.compile(r"(?:HEAD|@)((?:[~^].*)?)", re.DOTALL)
+
+Build = Callable[["StoreWriter", "Parent"], "Manifest"]
+"""Makes a part of the store's writer and of what was last stored under its name."""
 
 Position = tuple[str | None, str | None]
 """A branch, None when HEAD is detached, and its tip, None before the first commit."""
@@ -237,21 +247,61 @@ class Line:
                 self._let_go_if_clean()
 
     @threads.one_at_a_time
-    def stage(self, name: str, build: Callable[[StoreWriter, Parent], Manifest]) -> Manifest:
-        """Stage a part that ``build`` makes of the store's writer and of what was last stored under this name."""
+    def stage(self, name: str, build: Build) -> Manifest:
+        """Stage a part that is built. Raises what its building raises; nothing was staged then."""
         check_part_name(name)
+        with self._adding() as (writer, parts):
+            parts[name] = self._build(name, build, writer)
+            return parts[name]
+
+    @threads.one_at_a_time
+    def stage_all(
+        self, builds: Mapping[str, Build], *, partly: bool
+    ) -> tuple[dict[str, Manifest], dict[str, CoralError]]:
+        """Stage parts in one step; each is built, whatever becomes of the others.
+
+        Args:
+            partly: stage those that could be built; else all are, or none is.
+
+        Returns:
+            The parts that are staged, and what went wrong with those that could not be built.
+
+        Raises:
+            LockedError, StorageError: the store is busy, or its disk refused; nothing was staged.
+        """
+        failed: dict[str, CoralError] = {}
+        with self._adding() as (writer, parts):
+            for name, build in builds.items():
+                try:
+                    parts[name] = self._build(check_part_name(name), build, writer)
+                except LockedError:
+                    raise
+                except CoralError as error:
+                    failed[name] = error
+            if failed and not partly:
+                parts.clear()
+        return parts, failed
+
+    def _build(self, name: str, build: Build, writer: StoreWriter) -> Manifest:
+        manifest = build(writer, self._parent_of(name))
+        manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
+        return manifest
+
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[tuple[StoreWriter, dict[str, Manifest]]]:
+        """What is put there is staged in one step, when the context ends without an error."""
         with self._busy():
             self._hold()
             if self._writer is None:
                 self._writer = self._store().writer()
-            manifest = build(self._writer, self._parent_of(name))
-            manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
+            parts: dict[str, Manifest] = {}
+            yield self._writer, parts
             if self._durable:
-                self._seal()
+                self._seal() if parts else self._discard()
             with self._own_overlay() as overlay:
                 self._rebase_if_clean(overlay)
-                overlay.put(name, manifest)
-            return manifest
+                for name, manifest in parts.items():
+                    overlay.put(name, manifest)
 
     @contextlib.contextmanager
     def _own_overlay(self) -> Iterator[Overlay]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coral.containers import OpenFile
 from coral.errors import CoralError, CorruptionError
 from coral.ids import ChunkId
 from coral.objects import ChunkStore
@@ -28,7 +29,7 @@ from coral.objects.salvage import (
     without_base,
 )
 from coral.storage.locks import file_lock
-from coral.verbs.ingest import manifest_of
+from coral.verbs.ingest import store_file
 from coral.verbs.remotes import open_remote
 
 if TYPE_CHECKING:
@@ -145,7 +146,10 @@ class Repairer:
         for remote in self._config.remotes:
             yield f"remote {remote.name}", partial(self._copy_remote, name=remote.name)
         for file in self._files:
-            yield f"file {file}", partial(manifest_of, self._project / file)
+            yield f"file {file}", partial(self._read_file, name=file)
+
+    def _read_file(self, writer: MendingWriter, name: str) -> None:
+        store_file(OpenFile(self._project / name), writer)
 
     def _copy_remote(self, writer: MendingWriter, name: str) -> None:
         writer.copy_from(open_remote(self._project, self._config, name))

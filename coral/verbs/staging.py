@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import TYPE_CHECKING, Protocol
 
-from coral.errors import CorruptionError, NotFoundError
+from coral.errors import CoralError, CorruptionError, NotFoundError
 from coral.format.names import check_part_name
 from coral.history.commit import is_hash
 from coral.ids import checksum
@@ -173,6 +173,21 @@ class StagedChange:
     name: str
     kind: str
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFiles:
+    """What came of staging files, by part.
+
+    Attributes:
+        parts: those that are staged.
+        failed: those that could not be kept.
+        reasons: why a part is kept whole, where the file's name promises tensors.
+    """
+
+    parts: Mapping[str, Manifest]
+    failed: Mapping[str, CoralError]
+    reasons: Mapping[str, str]
 
 
 def staged_changes(overlay: Mapping[str, Manifest | None], tip: Callable[[str], Manifest | None]) -> list[StagedChange]:

@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 _CACHE = "files.json"
 _CACHE_LIMIT = 256 << 20
 _SETTLED_NS = 50_000_000
-MODEL_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".npz", ".npy", ".ckpt"})
-"""How files are named that are likely to hold weights."""
 _SCAN_LIMIT = 20_000
+_ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +163,18 @@ class WorkTree:
             return None
 
     def untracked(self, tracked: Iterable[str]) -> list[str]:
-        """Model files of the project that no part names; hidden folders are not searched."""
+        """Model files of the project that no part names, where they are looked for: see :func:`is_searched`."""
+        from coral.containers import is_model_name
+
         known, found, seen = set(tracked), [], 0
         for root, folders, files in os.walk(self.folder.root):
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+            folders[:] = sorted(name for name in folders if is_searched(Path(root, name)))
             seen += len(files)
             if seen > _SCAN_LIMIT:
                 break
             for file in files:
                 name = Path(root, file).relative_to(self.folder.root).as_posix()
-                if Path(file).suffix in MODEL_SUFFIXES and name not in known and not file.startswith("."):
+                if is_model_name(file) and name not in known and not file.startswith("."):
                     found.append(name)
         return sorted(found)
 
@@ -292,6 +293,12 @@ class WorkTree:
                 f"{path} is outside of the project {self.folder.root}",
                 hint="give it a name with name= (--name), or copy it in",
             ) from None
+
+
+def is_searched(folder: Path) -> bool:
+    """Whether model files are looked for in a folder of the project: not where it is hidden, or Python's."""
+    is_python = folder.name == "__pycache__" or any((folder / mark).exists() for mark in _ENVIRONMENT_MARKS)
+    return not folder.name.startswith(".") and not is_python
 
 
 def _check_line(body: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from safetensors.numpy import save_file
 
@@ -69,16 +71,111 @@ def test_the_folder_option_works_as_if_started_there(
 # -- add, status, rm, reset
 
 
-def test_add_takes_the_model_files_of_a_folder(project: Path, call: Call, ask: Ask, write: Write) -> None:
-    """A folder stands for the model files in it, hidden ones left out; what was skipped is said."""
-    write("m/a.safetensors")
-    write("m/deep/b.safetensors")
-    write("m/.hidden/c.safetensors")
-    (project / "m" / "notes.txt").write_text("no model")
-    added = ask("add", "m")
-    assert [part["name"] for part in added["staged"]] == ["m/a.safetensors", "m/deep/b.safetensors"]
-    assert added["skipped"] == ["m/notes.txt"]
-    assert "skipped m/notes.txt" in call("add", "m").stdout
+def test_of_the_project_itself_the_model_files_are_added(project: Path, call: Call, ask: Ask, write: Write) -> None:
+    """`.` stands for the model files, those of hidden folders and of Python environments left out; all else is said."""
+    for name in ("a.safetensors", "deep/B.SAFETENSORS", ".hidden/c.safetensors", "venv/d.npy", "venv/pyvenv.cfg"):
+        write(name)
+    (project / "notes.txt").write_text("no model")
+    added = ask("add", ".")
+    assert [part["name"] for part in added["staged"]] == ["a.safetensors", "deep/B.SAFETENSORS"]
+    assert sorted(one["path"] for one in added["skipped"]) == [".hidden", "notes.txt", "venv"]
+    assert ask("status")["untracked"] == []
+    assert f"skipped {project / 'notes.txt'}: not model files" in call("add", str(project)).stdout
+    call("add", "..", code=2)
+
+
+def _checkpoint(project: Path, write: Write) -> dict[str, bytes]:
+    """A folder as training tools write it, and what must be kept of it."""
+    write("ck/model.safetensors")
+    files = {
+        "ck/model.safetensors.index.json": b"{}",
+        "ck/latest": b"step-3",
+        "ck/random_states_0.pkl": b"\x80\x04N.",
+        "ck/deep/__0_0.distcp": b"",
+        "ck/deep/.metadata": b"\x80\x04N.",
+        "ck/raw.pt": b"no torch file",
+        "ck/tree.ubj": b"{}",
+        "ck/.hidden/x": b"x",
+    }
+    for name, data in files.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_bytes(data)
+    return {**files, "ck/model.safetensors": (project / "ck/model.safetensors").read_bytes()}
+
+
+@pytest.mark.parametrize("command", [["add"], ["commit", "-m", "x"]], ids=" ".join)
+def test_a_folder_that_is_named_is_kept_whole(
+    project: Path, call: Call, ask: Ask, write: Write, command: list[str]
+) -> None:
+    """Every file in it, whatever it is and hidden or not; what cannot be kept is said, by both commands alike."""
+    files = _checkpoint(project, write)
+    (project / "ck/last").symlink_to("gone")
+    (project / "ck/newest").symlink_to("deep")
+    os.mkfifo(project / "ck/pipe")
+    for tool in (".git", ".coral", "__pycache__"):
+        (project / "ck/deep" / tool).mkdir()
+        (project / "ck/deep" / tool / "x").touch()
+    text = call("-q", "add", "ck").stdout + call("add", "ck").stdout
+    assert "staged ck/raw.pt  (kept whole: it begins as no torch file does, 13 B)" in text
+    assert "8 of 9 files kept whole" in text and "skipped ck/pipe: pipes" in text
+    call("reset")
+    done = ask(*command, "ck")
+    assert sorted(part["name"] for part in done["staged"]) == sorted(files)
+    assert {part["name"]: part["reason"] for part in done["staged"] if part["reason"]} == {
+        "ck/raw.pt": "it begins as no torch file does"
+    }
+    passed_over = ["ck/deep/.coral", "ck/deep/.git", "ck/deep/__pycache__", "ck/last", "ck/newest", "ck/pipe"]
+    assert sorted(one["path"] for one in done["skipped"]) == passed_over and done["failed"] == []
+    if command == ["add"]:
+        call("commit", "-m", "x")
+    shutil.rmtree(project / "ck")
+    call("checkout", "HEAD", "ck")
+    assert {name: (project / name).read_bytes() for name in files} == files
+
+
+def test_a_folder_means_itself_from_within(
+    project: Path, ask: Ask, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` in a folder below is that folder; a file is taken once, however often it is named."""
+    files = _checkpoint(project, write)
+    monkeypatch.chdir(project / "ck")
+    assert sorted(part["name"] for part in ask("add", ".", "latest", "../ck")["staged"]) == sorted(files)
+
+
+def _break(project: Path) -> None:
+    torch.save({"w": torch.ones(50)}, project / "ck/whole.pt")
+    (project / "ck/cut.pt").write_bytes((project / "ck/whole.pt").read_bytes()[:-200])
+    (project / "ck/empty.npy").touch()
+    (project / "ck/two\nlines").write_text("x")
+
+
+def test_add_stages_all_that_can_be_kept(project: Path, call: Call, ask: Ask, write: Write) -> None:
+    """Files before a broken one and after it are staged, and all broken ones are listed; in JSON too."""
+    files = _checkpoint(project, write)
+    _break(project)
+    done = call("add", "ck", code=6)
+    assert all(name in done.stderr for name in ("cut.pt", "empty.npy", "two\\nlines", "the others are staged"))
+    staged = [change["name"] for change in ask("status")["staged"]]
+    assert staged == sorted([*files, "ck/whole.pt"])
+    told = json.loads(call("add", "ck", "--json", code=6).stdout)
+    assert [one["name"] for one in told["failed"]] == ["ck/cut.pt", "ck/empty.npy", "ck/two\nlines"]
+    assert "cut short" in told["failed"][0]["error"] and "--opaque" in told["failed"][0]["hint"]
+    assert sorted(part["name"] for part in told["staged"]) == staged
+    assert ask("add", "--opaque", "ck/cut.pt")["staged"][0]["container"] == "opaque"
+    assert "nothing was staged" in call("add", "ck/empty.npy", code=6).stderr
+
+
+def test_commit_wants_all_files_or_none(project: Path, call: Call, ask: Ask, write: Write) -> None:
+    """A broken file stops the commit, and leaves what was staged as it was; all broken ones are listed."""
+    write("before.safetensors")
+    call("add", "before.safetensors")
+    _checkpoint(project, write)
+    _break(project)
+    before = ask("status")["staged"]
+    done = call("commit", "-m", "x", "ck", "before.safetensors", code=6)
+    assert all(name in done.stderr for name in ("cut.pt", "empty.npy", "two\\nlines", "nothing was committed"))
+    status = ask("status")
+    assert (status["commit"], status["staged"]) == (None, before)
 
 
 def test_add_takes_any_file_that_is_named(project: Path, ask: Ask, write: Write) -> None:
@@ -97,14 +194,16 @@ def test_add_stages_nothing_when_a_path_is_wrong(project: Path, call: Call, ask:
     assert ask("status")["staged"] == []
 
 
-def test_add_passes_over_what_is_no_file(project: Path, ask: Ask, write: Write) -> None:
+def test_add_passes_over_what_is_no_file(project: Path, call: Call, ask: Ask, write: Write) -> None:
     """A link that leads nowhere and a pipe do not keep the files beside them from being added."""
     write("a.safetensors")
     (project / "latest.safetensors").symlink_to("gone.safetensors")
     os.mkfifo(project / "pipe.safetensors")
     added = ask("add", ".")
     assert [part["name"] for part in added["staged"]] == ["a.safetensors"]
-    assert added["skipped"] == ["latest.safetensors", "pipe.safetensors"]
+    assert [one["path"] for one in added["skipped"]] == ["latest.safetensors", "pipe.safetensors"]
+    assert "leads nowhere" in call("add", "latest.safetensors", code=3).stderr
+    assert "not a regular file" in call("add", "pipe.safetensors", code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,36 @@ def test_names(project: Project, name: str) -> None:
     assert project.status() == ""
 
 
+def test_what_is_not_what_its_name_promises_is_told(project: Project) -> None:
+    """git's add keeps a broken file as it is, whichever suffix it has, and says so by name; once."""
+    whole, pointer = torch_file(tensors()), kinds()["pointer.bin"]
+    files = {
+        "cut.pt": whole[:-200],
+        "large.pth": torch_file(tensors(rows=1 << 15))[:-200],
+        "cut.safetensors": safe(tensors(rows=1 << 15))[:-200],
+        "empty.npz": b"",
+        "pointer.bin": pointer,
+        "raw.pt": b"no torch file",
+    }
+    for name, data in files.items():
+        project.write(name, data)
+    fine = {"whole.pt": whole, "raw.bin": b"anything", "model.safetensors": safe(tensors())}
+    for name, data in fine.items():
+        project.write(name, data)
+    told = project.run("git", "add", "-A").stderr.decode()
+    assert sorted(line.split(":")[1].strip() for line in told.splitlines()) == sorted(files)
+    assert all(line.startswith("coral: ") and "kept as it is: " in line for line in told.splitlines())
+    project.git("commit", "-q", "-m", "all")
+    project.write("model.safetensors", project.blob("model.safetensors"))
+    for name in files:
+        os.utime(project.folder / name)
+    assert project.run("git", "add", "-A").stderr == b""
+    for name, data in files.items():
+        (project.folder / name).unlink()
+        project.git("checkout", "--", name)
+        assert project.read(name) == data
+
+
 def test_a_large_file_is_not_spooled_and_one_with_its_index_at_the_end_is(project: Project) -> None:
     """A large safetensors file, and a torch file, are kept tensor by tensor."""
     values = tensors(rows=1 << 15)

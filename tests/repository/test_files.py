@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import zipfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def _files() -> dict[str, bytes]:
         "compressed.npz": packed.getvalue(),
         "notes ünd so.txt": "text\nü".encode(),
         "empty": b"",
-        "empty.npz": b"",
+        "empty.ndjson": b"",
         "large.bin": os.urandom(3 << 20),
         ".hidden": b"\0" * 99,
     }
@@ -413,11 +413,62 @@ def test_a_malformed_file_stages_nothing(repo: Repository) -> None:
         assert repo.status().modified == ()
 
 
-def test_a_zip_that_is_damaged_is_kept_whole(repo: Repository) -> None:
-    """Any file may be kept: a torn zip is opaque, and comes back as it was."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02.")
-        archive.writestr("archive/data/0", b"x" * 4000)
-    (repo.path / "torn.pt").write_bytes(buffer.getvalue()[:-30])
-    assert repo.stage_file(repo.path / "torn.pt").container == "opaque"
+def test_a_file_that_is_no_file_of_its_format_stages_nothing(repo: Repository) -> None:
+    """As a malformed .safetensors, so a cut .pt, an empty .npz, a pointer: refused, or kept with opaque=True."""
+    good = _files()
+    broken = {
+        "cut.pt": good["deep/er/model.pt"][:-200],
+        "deep/cut.PTH": good["deep/er/model.pt"][:-1],
+        "cut.npy": good["a.npy"][:-200],
+        "empty.npz": b"",
+        "lfs.ckpt": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n",
+    }
+    (repo.path / "deep").mkdir()
+    for name, data in broken.items():
+        (repo.path / name).write_bytes(data)
+        with pytest.raises(FormatError, match=name) as caught:
+            repo.stage_file(repo.path / name)
+        assert "--opaque" in (caught.value.hint or "")
+        assert repo.status().staged == ()
+    for name in broken:
+        repo.stage_file(repo.path / name, opaque=True)
+    repo.commit("whole")
+    for name, data in broken.items():
+        (repo.path / name).unlink()
+        repo.checkout("main", name)
+        assert (repo.path / name).read_bytes() == data
+    assert repo.status().modified == ()
+
+
+def test_a_file_that_cannot_be_taken_apart_is_told_of(repo: Repository) -> None:
+    """What is kept whole though its name promises tensors is kept with a warning at the caller's line."""
+    (repo.path / "raw.pt").write_bytes(b"junk" * 50)
+    with pytest.warns(UserWarning, match=r"raw\.pt is kept whole: it begins as no torch file") as told:
+        assert repo.stage_file(repo.path / "raw.pt").container == "opaque"
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("deep/er/model.pt", "large.bin", "notes ünd so.txt"):
+            (repo.path / Path(name).name).write_bytes(_files()[name])
+            repo.stage_file(repo.path / Path(name).name)
+        repo.stage_file(repo.path / "raw.pt", opaque=True)
+
+
+def test_files_are_staged_together_or_not_at_all(repo: Repository) -> None:
+    """One step: with a broken file among them none is staged, or with ``partly`` all others; each is told of."""
+    for name, data in {**_files(), "bad.pt": b"", "worse.npy": b"x", "raw.pt": b"junk" * 50}.items():
+        (repo.path / Path(name).name).write_bytes(data)
+    names = ["a.npy", "bad.pt", "empty", "gone.txt", "raw.pt", "worse.npy"]
+    commit(repo, 1, "before")
+    repo.stage_weights(weights(2), "before")
+    for partly in (False, True):
+        made = repo.stage_files({name: repo.path / name for name in names}, partly=partly)
+        assert sorted(made.failed) == ["bad.pt", "gone.txt", "worse.npy"]
+        assert sorted(made.parts) == (["a.npy", "empty", "raw.pt"] if partly else [])
+        assert [change.name for change in repo.status().staged] == (
+            ["a.npy", "before", "empty", "raw.pt"] if partly else ["before"]
+        )
+        assert list(made.reasons) == ["raw.pt"]
+    repo.commit("some")
+    repo.fsck(read_data=True)
+    assert repo.parts()["a.npy"].container == "npy"

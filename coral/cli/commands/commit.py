@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
+from coral.cli.adding import Added, add, failure, find_files, say_added
 from coral.cli.commits import commit_data
 from coral.cli.complete import complete_run
 from coral.cli.output import count, json_option, metrics_line, print_json, size
@@ -67,7 +68,7 @@ def command(
     sign: bool,
     as_json: bool,
 ) -> None:
-    """Record what is staged; PATHs are added first.
+    """Record what is staged; PATHs are added first, all of them or none, as 'coral add' does it.
 
     Without -m the message is written in $VISUAL or $EDITOR. The commit is linked to the run that --run or CORAL_RUN
     names, or to the only one that 'coral exp start' left running on this branch.
@@ -81,16 +82,25 @@ def command(
 
     repo = session.open()
     chosen = Options(tags, step, parse_metrics(metrics) or None, author, allow_empty, run, sign)
-    if paths:
-        from coral.cli.commands.add import find_files, stage
-
-        stage(repo, session, find_files(paths), opaque=False, name=None)
+    added = _add(repo, session, paths)
+    if not as_json:
+        say_added(session, added)
     message = "\n\n".join(messages) if messages else _ask(repo, allow_empty=chosen.allow_empty)
     commit = _commit(repo, session, message, chosen)
     if as_json:
-        print_json({"branch": repo.branch, "tags": list(chosen.tags), **commit_data(commit)})
+        print_json({"branch": repo.branch, "tags": list(chosen.tags), **commit_data(commit), **added.data()})
     elif not session.quiet:
         _describe(repo, commit)
+
+
+def _add(repo: Repository, session: Session, paths: Sequence[str]) -> Added:
+    """Stage the files that paths mean, or none of them. Raises what is wrong with those that cannot be kept."""
+    if not paths:
+        return Added()
+    added = add(repo, session, find_files(repo, paths))
+    if added.staged.failed:
+        raise failure(added.staged.failed, "nothing was committed")
+    return added
 
 
 def _commit(repo: Repository, session: Session, message: str, options: Options) -> Commit:
