@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from safetensors.numpy import save_file
 
 from coral.cli import main
 from coral.cli.session import Session
+from coral.containers import is_model_name
+from coral.containers.promises import PROMISES
 
 Call = Callable[..., Result]
 Ask = Callable[..., Any]
@@ -82,6 +85,13 @@ def test_of_the_project_itself_the_model_files_are_added(project: Path, call: Ca
     assert ask("status")["untracked"] == []
     assert f"skipped {project / 'notes.txt'}: not model files" in call("add", str(project)).stdout
     call("add", "..", code=2)
+
+
+def test_the_help_of_add_names_what_it_takes(call: Call) -> None:
+    """Every suffix that is looked for, and no other, stands in the help."""
+    text = call("add", "--help").stdout
+    for suffix in PROMISES:
+        assert bool(re.search(rf"{re.escape(suffix)}\b", text)) == is_model_name(f"x{suffix}")
 
 
 def _checkpoint(project: Path, write: Write) -> dict[str, bytes]:

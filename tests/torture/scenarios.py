@@ -35,7 +35,7 @@ Tell = Callable[[Told], None]
 MODEL = "model.safetensors"
 POINTS = 60
 _KNOWN: set[str] = set()
-_ATTEMPTED = (100, 101, 200, 300, 400, 500, 600, 700)
+_ATTEMPTED = (100, 101, 200, 300, 400, 500, 600, 700, 1000)
 
 
 @functools.cache
@@ -111,6 +111,21 @@ def commit_async(project: Path, tell: Tell) -> None:
         before = pending, number
     assert before is not None
     tell(("commit", before[0].result().commit_hash, before[1]))
+
+
+def add_files(project: Path, tell: Tell) -> None:
+    """Files that the shell stages in one step, and commits: all of them or none."""
+    repo, files = Repository(project, shell_staging=True), Folder(project / "files")
+    repo.unstage()  # what is left of an attempt that a disk refused
+    for number in (1000, 1001):
+        files.write(MODEL, file_of(number))
+        files.write("notes", b"of %d" % number)
+        staged = repo.stage_files({MODEL: files.path(MODEL), "notes": files.path("notes")})
+        for error in staged.failed.values():
+            raise error
+        commit = repo.commit(f"n={number}").commit_hash
+        assert set(repo.parts(commit)) >= {MODEL, "notes"}
+        tell(("commit", commit, number))
 
 
 def track(project: Path, tell: Tell) -> None:
@@ -276,6 +291,7 @@ SCENARIOS: dict[str, Callable[[Path, Tell], None]] = {
     for one in (
         commit,
         commit_async,
+        add_files,
         track,
         keep,
         branch,
