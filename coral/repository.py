@@ -24,7 +24,7 @@ from coral.errors import (
     UsageError,
 )
 from coral.format.manifest import Manifest, TensorRecord
-from coral.format.names import check_ref_name
+from coral.format.names import check_ref, check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
 from coral.verbs import layout, signals
@@ -692,7 +692,7 @@ class Repository:
         Raises:
             RefNotFoundError: no such commit.
         """
-        return made_by(self.history, self.path, code, max_count=max_count, path=path)
+        return made_by(self.history, self.path, check_ref(code), max_count=max_count, path=path)
 
     def show(self, ref: str = "HEAD") -> CommitDetails:
         """A commit, its parts, and what it changed."""
@@ -723,8 +723,9 @@ class Repository:
 
         Raises:
             RefNotFoundError: it names no commit.
+            UsageError: it is no text, or could mean several runs.
         """
-        prefix, colon, rest = ref.partition(":")
+        prefix, colon, rest = check_ref(ref).partition(":")
         if colon:
             # Imported here because it loads much, and most refs have no colon.
             from importlib.metadata import entry_points
@@ -1005,7 +1006,7 @@ class Repository:
         if create:
             with self.history.operation(f"switch -c {branch}", files=force):
                 return self._switch_to_new(branch, force=force)
-        if branch not in self.branches():
+        if check_ref(branch) not in self.branches():
             self.history.resolve(branch)
             raise RefNotFoundError(
                 f"{branch!r} is not a branch",
@@ -1078,7 +1079,7 @@ class Repository:
         self, ref: str, *, everything: bool, force: bool, stay: bool = False, progress: Progress | None = None
     ) -> CheckoutResult:
         branches, head = self.branches(), self.history.head()
-        branch = self.branch if ref in ("HEAD", "@") else ref if ref in branches else None
+        branch = self.branch if check_ref(ref) in ("HEAD", "@") else ref if ref in branches else None
         commit = branches[branch] if branch in branches else self.resolve(ref)
         old = self._reader.at(head.commit) if head.commit else {}
         new = self._reader.at(commit)
@@ -1115,13 +1116,13 @@ class Repository:
             self.storage.sweep_temporary()
 
     def _free_tags(self, tags: Sequence[str]) -> list[str]:
-        names = [tags] if isinstance(tags, str) else list(dict.fromkeys(tags))
+        given = [tags] if isinstance(tags, str) else tags
+        names = list(dict.fromkeys(check_ref_name(name, "tag") for name in given))
         for name in names:
             self._check_free_tag(name)
         return names
 
     def _check_free_tag(self, name: str) -> None:
-        check_ref_name(name, "tag")
         for taken in self.history.tag_names():
             if taken == name or taken.startswith(f"{name}/") or name.startswith(f"{taken}/"):
                 raise AlreadyExistsError(f"the tag {taken!r} exists already", hint="choose a name that is free")

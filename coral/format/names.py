@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from coral.errors import FormatError, InvalidNameError
+from coral.errors import FormatError, InvalidNameError, UsageError
 
 _UNSAFE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ESCAPE = re.compile(b"%([0-9A-F]{2})")
@@ -51,13 +51,22 @@ def unescape(text: str) -> str:
     return raw
 
 
+def check_ref(ref: object) -> str:
+    """What is given to name a commit, if it is text at all; returns it. Raises UsageError."""
+    if isinstance(ref, str):
+        return ref
+    hint = "name a branch, a tag or a hash; HEAD~2, best:METRIC and run:ID are refs, too"
+    raise UsageError(f"{ref!r} is not a ref", hint="give its commit_hash" if hasattr(ref, "commit_hash") else hint)
+
+
 def check_ref_name(name: str, kind: str = "branch") -> str:
     """Check the name of a branch or tag by git's rules (``git check-ref-format``); returns it.
 
     Raises:
         InvalidNameError: git would refuse it, or it looks like something else (``HEAD``, a hash, a ``best:`` form).
     """
-    if not name or _FORBIDDEN_IN_REF.search(name) or name == "HEAD" or len(_utf8(name)) > _MAX_REF_BYTES:
+    is_text = isinstance(name, str) and name not in ("", "HEAD")
+    if not is_text or _FORBIDDEN_IN_REF.search(name) or len(_utf8(name)) > _MAX_REF_BYTES:
         raise InvalidNameError(
             f"{name!r} is not a valid {kind} name",
             hint="use letters, digits, '-', '_', '.' and '/'; no spaces, '..', '~', '^', ':' or trailing '.lock'",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from coral.errors import ConflictError, InvalidNameError, RefNotFoundError
-from coral.format.names import check_ref_name
+from coral.format.names import check_ref, check_ref_name
 from coral.history.commit import CommitObject, is_hash
 from coral.history.libgit import Handle
 from coral.history.refs import BRANCHES, TAGS, Refs, near_misses
@@ -38,8 +38,9 @@ class Expressions:
         Raises:
             RefNotFoundError: it names nothing, or something that is not a commit; the hint has near misses.
             InvalidNameError: it is not of the grammar.
+            UsageError: it is no text.
         """
-        match = _PARTS.fullmatch(expression)
+        match = _PARTS.fullmatch(check_ref(expression))
         if match is None or not expression:
             raise _invalid(expression)
         base, entry, steps = match["base"], match["entry"], _steps(match["steps"], expression)

@@ -18,6 +18,7 @@ from coral.errors import (
     RefNotFoundError,
     UsageError,
 )
+from coral.format.names import check_ref
 from coral.history import commit as commits
 from coral.history import message as messages
 from coral.history import trees
@@ -390,7 +391,7 @@ class History:
 
     def reflog(self, ref: str = "HEAD") -> list[ReflogEntry]:
         """The moves of HEAD, a branch or a full ref name, newest first. Raises RefNotFoundError, InvalidNameError."""
-        full = ref if ref == "HEAD" or ref.startswith("refs/") else branch_ref(ref)
+        full = ref if check_ref(ref) == "HEAD" or ref.startswith("refs/") else branch_ref(ref)
         if self._handle.ref(full) is None:
             raise missing_ref(full, list(self.branches()))
         return self._refs.reflog(full)

@@ -18,7 +18,7 @@ from coral.errors import (
     PartNotFoundError,
     RefNotFoundError,
 )
-from coral.format.names import check_part_name, check_ref_name
+from coral.format.names import check_part_name, check_ref, check_ref_name
 from coral.verbs.commit import Draft, land
 from coral.verbs.staging import Overlay, Staging
 
@@ -83,7 +83,7 @@ class Line:
         """Fix the branch; None takes the one HEAD is on now. Raises RefNotFoundError when there is no such branch."""
         head = self._history.head()
         branches = {} if branch is None else self._history.branches()
-        tip = head.commit if branch is None else branches.get(branch)
+        tip = head.commit if branch is None else branches.get(check_ref(branch))
         if branch is not None and tip is None and branch != head.branch:
             if branches:
                 self._history.resolve(branch)

@@ -572,3 +572,56 @@ def test_ten_thousand_names_in_the_project(repo: Repository, project: Path) -> N
             (project / f"d{number}" / f"{other}.txt").touch()
     (project / "d7" / "x.pt").write_bytes(b"x")
     assert repo.status().untracked == ("d7/x.pt",)
+
+
+@pytest.mark.parametrize(
+    "door",
+    [
+        lambda repo, ref: repo.resolve(ref),
+        lambda repo, ref: repo.history.resolve(ref),
+        lambda repo, ref: repo.get_all_weights(ref),
+        lambda repo, ref: repo.get_weight("w", ref),
+        lambda repo, ref: repo.get_state(ref),
+        lambda repo, ref: repo.load_into({}, ref),
+        lambda repo, ref: repo.load_into({}, ref, require_signed=True),
+        lambda repo, ref: repo.parts(ref),
+        lambda repo, ref: repo.log(ref),
+        lambda repo, ref: repo.show(ref),
+        lambda repo, ref: repo.diff(ref),
+        lambda repo, ref: repo.diff(ref, "main"),
+        lambda repo, ref: repo.reflog(ref),
+        lambda repo, ref: repo.verify(ref),
+        lambda repo, ref: repo.repack(ref),
+        lambda repo, ref: repo.made_by(ref),
+        lambda repo, ref: repo.create_branch("new", ref),
+        lambda repo, ref: repo.create_branch(ref),
+        lambda repo, ref: repo.rename_branch(ref, "new"),
+        lambda repo, ref: repo.rename_branch("main", ref),
+        lambda repo, ref: repo.delete_branch(ref),
+        lambda repo, ref: repo.tag("new", ref),
+        lambda repo, ref: repo.tag(ref),
+        lambda repo, ref: repo.delete_tag(ref),
+        lambda repo, ref: repo.commit("x", tags=[ref]),
+        lambda repo, ref: repo.switch(ref),
+        lambda repo, ref: repo.switch(ref, create=True),
+        lambda repo, ref: repo.checkout(ref),
+        lambda repo, ref: repo.checkout(ref, "model.safetensors"),
+        lambda repo, ref: repo.reset(ref),
+    ],
+)
+def test_what_is_no_ref_is_refused_at_every_door(
+    repo: Repository, door: Callable[[Repository, object], object]
+) -> None:
+    """None, as of a result without a commit, and whatever else is no text, is a UsageError; nothing is changed."""
+    made = commit(repo, 1)
+    strangers: list[object] = [None, 5, b"main", ["main"], {}, Path("main")]
+    for given in strangers:
+        with pytest.raises(UsageError, match="is not a"):
+            door(repo, given)
+    assert (repo.branches(), repo.tags(), repo.resolve("HEAD")) == ({"main": made.commit_hash}, {}, made.commit_hash)
+
+
+def test_a_commit_in_place_of_its_hash_is_told_so(repo: Repository) -> None:
+    """It is refused, and the hint says what to give."""
+    with pytest.raises(UsageError, match="give its commit_hash"):
+        repo.get_all_weights(commit(repo, 1))  # type: ignore[arg-type]
