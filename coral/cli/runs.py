@@ -15,9 +15,9 @@ from coral.errors import ConflictError, ExperimentNotFoundError, StorageError
 if TYPE_CHECKING:
     from coral.experiments import Experiment, ExperimentTracker, Run
 
-STATUSES = ("pending", "running", "completed", "failed", "cancelled")
+STATUS = click.Choice(("pending", "running", "completed", "failed", "cancelled"), case_sensitive=False)
 
-run_option = click.option("--run", metavar="ID", shell_complete=complete_run, help="The run, if not CORAL_RUN.")
+run_option = click.option("--run", metavar="RUN", shell_complete=complete_run, help="The run, if not CORAL_RUN.")
 
 
 def tracker_of(session: Session) -> ExperimentTracker:
@@ -32,7 +32,8 @@ def attach(session: Session, given: str | None) -> Run:
 
     Raises:
         ExperimentNotFoundError: there is none.
-        ConflictError: it has ended, a process owns it, or it could be one of several.
+        ConflictError: it has ended, a process owns it, or nothing says which of several is meant.
+        UsageError: what says so could be several.
     """
     tracker = tracker_of(session)
     wanted = given or session.run
@@ -44,9 +45,24 @@ def attach(session: Session, given: str | None) -> Run:
     if len(running) > 1:
         listed = ", ".join(f"{run.experiment_id} ({run.name})" for run in running[:5])
         raise ConflictError(
-            f"{len(running)} runs are open: {listed}", hint="say which with --run ID, or export CORAL_RUN=ID"
+            f"{len(running)} runs are open: {listed}", hint="say which with --run RUN, or export CORAL_RUN"
         )
     return tracker.attach(running[0].experiment_id)
+
+
+def meant(session: Session, given: str | None) -> Experiment:
+    """The run to look at: the one given, else CORAL_RUN's, else the newest one running, else the newest.
+
+    Raises ExperimentNotFoundError, UsageError.
+    """
+    tracker = tracker_of(session)
+    wanted = given or session.run
+    if wanted is not None:
+        return tracker.get(wanted)
+    found = tracker.running()[:1] or tracker.list(limit=1)
+    if not found:
+        raise ExperimentNotFoundError("there is no run in this repository", hint="start one: 'coral exp start NAME'")
+    return found[0]
 
 
 def check_written(run: Run) -> None:

@@ -49,6 +49,7 @@ class Totals:
 
     by_status: dict[str, int] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    metrics: set[str] = field(default_factory=set)
     branches: set[str] = field(default_factory=set)
     points: int = 0
 
@@ -92,10 +93,13 @@ class TrackingBackend(Protocol):
         """Go on recording a run that has no living owner. Raises ConflictError when it has one, or has ended."""
 
     def resolve(self, experiment_id: str) -> str:
-        """The full id of an id or a unique prefix of it. Raises ExperimentNotFoundError, UsageError."""
+        """The id of the run that an id, the first digits of one, or a name means; see ``lookup.find``.
+
+        Every verb here that takes an id takes these too. Raises ExperimentNotFoundError, UsageError.
+        """
 
     def load(self, experiment_id: str) -> Experiment:
-        """A run. Raises ExperimentNotFoundError, CorruptionError."""
+        """A run. Raises ExperimentNotFoundError, UsageError, CorruptionError."""
 
     def select(self, query: Query) -> list[str]:
         """The ids of runs, newest first."""
@@ -115,8 +119,8 @@ class TrackingBackend(Protocol):
     def delete(self, experiment_id: str) -> None:
         """Move a run to the trash. Raises ConflictError while it runs."""
 
-    def restore(self, experiment_id: str) -> None:
-        """Take a run back out of the trash. Raises ExperimentNotFoundError, AlreadyExistsError."""
+    def restore(self, experiment_id: str) -> str:
+        """Take a run back out of the trash; returns its id. Raises ExperimentNotFoundError, AlreadyExistsError."""
 
     def trash(self) -> list[Experiment]:
         """The runs in the trash."""

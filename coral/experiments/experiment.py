@@ -18,7 +18,7 @@ from coral.ids import ContentRef
 from coral.storage.folder import Folder
 
 MODES: dict[str, Mode] = {"min": "min", "max": "max"}
-LinkKind = Literal["exact", "inferred", "before"]
+LinkKind = Literal["exact", "inferred", "before", "run"]
 Owner = Literal["process", "shell"]
 
 

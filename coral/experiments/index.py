@@ -169,9 +169,10 @@ class Index:
     def _rows(self) -> Table:
         return self._table if self._table is not None else Table()
 
-    def ids(self) -> list[str]:
-        """All runs, in no order."""
-        return list(self._rows.rows)
+    def names(self) -> dict[str, str]:
+        """All runs, in no order: the name of each id; an empty one where the file is malformed."""
+        names = self._rows.text["names"]
+        return {run: names[row] for run, row in self._rows.rows.items()}
 
     def running(self) -> list[str]:
         """The runs whose file says that they run."""
@@ -227,6 +228,8 @@ class Index:
                 totals.names.add(table.text["names"][row])
                 totals.branches.update(filter(None, [table.text["branch"][row]]))
                 totals.points += table.number["points"][row]
+        ids = table.text["ids"]
+        totals.metrics = {name for name, column in table.metrics.items() if any(ids[row] for row in column.row)}
         return totals
 
 

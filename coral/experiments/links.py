@@ -1,8 +1,9 @@
-"""Which commit is a point's: said exactly, inferred from the order of events, or the last one before it.
+"""Which commit is a point's: said exactly, inferred from the order of events, the last one before it, or the run's own.
 
 The rule (design, "Which commit is the best step's?"): a commit made for that step is exact. Else metrics are
 logged and then the commit is made, so the first commit after the point and before any later step is inferred;
-else the last commit before the point is what there is.
+else the last commit before the point is what there is. A run that was ended with its one commit, after many points,
+has none of these for most of them: what answers then is the commit that the run came to.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coral.experiments.columns import History
-from coral.experiments.experiment import LinkedCommit, LinkKind
+from coral.experiments.experiment import Experiment, LinkedCommit, LinkKind
 
 Link = tuple[str, LinkKind]
 
@@ -33,6 +34,11 @@ def link_of(history: History, commits: Sequence[LinkedCommit], name: str, index:
             return one.commit_hash, "inferred"
     before = [one for one in commits if one.after <= place]
     return (before[-1].commit_hash, "before") if before else None
+
+
+def own_commit(run: Experiment) -> Link | None:
+    """What the run came to, for a point that no commit is linked to; None when it made none."""
+    return (run.commit_hash, "run") if run.commit_hash is not None else None
 
 
 def _says_so(commit: LinkedCommit, step: int | None, name: str, value: float) -> bool:

@@ -9,9 +9,7 @@ finds the owner dead and no ``end`` folds it on disk, as lost.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -41,7 +39,8 @@ from coral.experiments.experiment import (
 from coral.experiments.fold import Fold
 from coral.experiments.index import ID, Index
 from coral.experiments.journal import Event, JournalReader, decode
-from coral.experiments.links import link_of
+from coral.experiments.links import link_of, own_commit
+from coral.experiments.lookup import find
 from coral.experiments.record import SUMMARY, Record, decode_history, encode, head
 from coral.experiments.record import decode as decode_record
 from coral.experiments.scalars import Json
@@ -53,7 +52,6 @@ from coral.verbs.runs import LOCK, RUNS, TRASH
 _MAX_FILE_BYTES = 2 * 1024**3
 _MAX_LINE_BYTES = 256 * 1024**2
 _LOCK_SECONDS = 10.0
-_PREFIX = re.compile(r"[0-9a-f]{4,12}", re.ASCII)
 
 
 class _Journaled:
@@ -231,25 +229,17 @@ class LocalBackend:
     # -- reading
 
     def resolve(self, experiment_id: str) -> str:
-        """The full id of an id or a unique prefix of it. Raises ExperimentNotFoundError, UsageError."""
-        if not isinstance(experiment_id, str):
-            raise UsageError(f"{experiment_id!r} is not an experiment id")
-        if ID.fullmatch(experiment_id) and self._folder.exists(f"{experiment_id}.json"):
+        """The id of the run that is meant. Raises ExperimentNotFoundError, UsageError."""
+        # A whole id, which is what is given most, needs no list of all runs.
+        is_whole = isinstance(experiment_id, str) and ID.fullmatch(experiment_id)
+        if is_whole and self._folder.exists(f"{experiment_id}.json"):
             return experiment_id
         with self._mutex:
             self._index.refresh()
-            known = self._index.ids()
-        found = [run for run in known if run.startswith(experiment_id)] if _PREFIX.fullmatch(experiment_id) else []
-        if len(found) > 1:
-            raise UsageError(f"{experiment_id!r} is the beginning of {len(found)} runs", hint=", ".join(found[:8]))
-        if not found:
-            near = difflib.get_close_matches(experiment_id, known, 3, 0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else "coral exp list shows all runs"
-            raise ExperimentNotFoundError(f"no experiment {experiment_id!r}", hint=hint)
-        return found[0]
+            return find(experiment_id, self._index.names())
 
     def load(self, experiment_id: str) -> Experiment:
-        """A run. Raises ExperimentNotFoundError, CorruptionError."""
+        """A run. Raises ExperimentNotFoundError, UsageError, CorruptionError."""
         return self._record(self.resolve(experiment_id)).experiment
 
     def select(self, query: Query) -> list[str]:
@@ -303,6 +293,7 @@ class LocalBackend:
         for one in live.values():
             # Their files still say what they were at the start: running, and no points.
             totals.points += len(one.history)
+            totals.metrics.update(one.history.series)
             status = str(one.record.experiment.status)
             if status != "running":
                 totals.by_status["running"] -= 1
@@ -325,20 +316,17 @@ class LocalBackend:
                 self._storage.move(f"{RUNS}/{run}.jsonl", f"{TRASH}/{run}.jsonl")
         self._followed.pop(run, None)
 
-    def restore(self, experiment_id: str) -> None:
-        """Take a run back out of the trash. Raises ExperimentNotFoundError, AlreadyExistsError."""
-        found = [one for one in self.trashed() if _PREFIX.fullmatch(experiment_id) and one.startswith(experiment_id)]
-        if len(found) != 1:
-            raise ExperimentNotFoundError(
-                f"no experiment {experiment_id!r} in the trash", hint=", ".join(found) or None
-            )
-        (run,) = found
+    def restore(self, experiment_id: str) -> str:
+        """Take a run back out of the trash; returns its id. Raises ExperimentNotFoundError, AlreadyExistsError."""
+        names = {**dict.fromkeys(self.trashed(), ""), **{one.experiment_id: one.name for one in self.trash()}}
+        run = find(experiment_id, names, listing="coral exp list --deleted")
         with self._locked():
             if self._folder.exists(f"{run}.json"):
                 raise AlreadyExistsError(f"run {run} is there already")
             if self._storage.exists(f"{TRASH}/{run}.jsonl"):
                 self._storage.move(f"{TRASH}/{run}.jsonl", f"{RUNS}/{run}.jsonl")
             self._storage.move(f"{TRASH}/{run}.json", f"{RUNS}/{run}.json")
+        return run
 
     def trash(self) -> list[Experiment]:
         """The runs in the trash that can be read."""
@@ -522,7 +510,7 @@ class LocalBackend:
             series = history.series.get(metric)
             index = series.best(mode) if series else None
             link = link_of(history, record.experiment.commits, metric, index) if index is not None else None
-        commit, kind = link or (None, None)
+        commit, kind = link or own_commit(record.experiment) or (None, None)
         return Best(record.experiment, value, step, commit, kind)
 
 

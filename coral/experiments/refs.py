@@ -26,15 +26,11 @@ def best(repo: Repository, rest: str) -> str:
     mode = MODES.get(direction) if metric else None
     if mode is None:
         metric = rest
-    tracker = ExperimentTracker(repo)
     try:
-        return tracker.best_commit(metric, mode)
+        return ExperimentTracker(repo).best_commit(metric, mode)
     except ExperimentNotFoundError as error:
         raise RefNotFoundError(f"best:{rest}: {error.message}", hint=error.hint) from error
     except UsageError as error:
-        if not tracker.find_best(metric, "min", limit=1):
-            hint = "'coral exp list' lists the runs; the direction after a second colon is min or max"
-            raise RefNotFoundError(f"best:{rest}: no run has a finite value of {metric!r}", hint=hint) from error
         raise UsageError(f"best:{rest}: {error.message}", hint=f"best:{metric}:min or best:{metric}:max") from error
 
 
@@ -42,19 +38,16 @@ def run(repo: Repository, rest: str) -> str:
     """The last commit of a run.
 
     Args:
-        rest: an id, a unique prefix of one, or a name (then the newest run of that name that has a commit).
+        rest: an id, the first digits of one, or a name that one run has.
 
     Raises:
         RefNotFoundError: no such run, or it has no commit.
+        UsageError: it could be several runs.
     """
-    tracker = ExperimentTracker(repo)
     try:
-        found = [tracker.get(rest)]
+        found = ExperimentTracker(repo).get(rest)
     except ExperimentNotFoundError as error:
-        found = tracker.get_by_name(rest)
-        if not found:
-            raise RefNotFoundError(f"run:{rest}: no run has this id or name", hint=error.hint) from error
-    commits = [one.commit_hash for one in found if one.commit_hash is not None]
-    if not commits:
+        raise RefNotFoundError(f"run:{rest}: {error.message}", hint=error.hint) from error
+    if found.commit_hash is None:
         raise RefNotFoundError(f"run:{rest}: the run has no commit")
-    return commits[0]
+    return found.commit_hash

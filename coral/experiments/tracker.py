@@ -30,11 +30,12 @@ from coral.experiments.experiment import (
 )
 from coral.experiments.fold import objective as checked_objective
 from coral.experiments.local import LocalBackend
+from coral.experiments.lookup import near
 from coral.experiments.query import Lineage, as_result, compare, lineage
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_objective, as_params, as_status, as_tags
-from coral.experiments.scalars import Json, merge, shown
+from coral.experiments.scalars import Json, merge, metric_name, shown
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -244,7 +245,10 @@ class ExperimentTracker:
     # -- questions
 
     def get(self, experiment_id: str) -> Experiment:
-        """A run by its id, or a unique prefix of it. Raises ExperimentNotFoundError, UsageError."""
+        """A run by its id, by the first digits of it (four or more), or by its name, if no other run is called so.
+
+        So are runs named wherever an id is taken. Raises ExperimentNotFoundError; UsageError when it could be several.
+        """
         return self._backend.load(experiment_id)
 
     def get_by_name(self, name: str) -> Results[Experiment]:
@@ -305,13 +309,27 @@ class ExperimentTracker:
 
         Returns:
             dicts of ``experiment_id``, ``name``, ``best_value``, ``best_step``, ``commit_hash``, ``link`` (``exact``,
-            ``inferred``, ``before``, or None without a commit), ``params``, ``tags``, ``branch``, ``status``.
+            ``inferred``, ``before``; ``run`` for the run's own commit, when none is linked to that step; None without
+            a commit), ``params``, ``tags``, ``branch``, ``status``.
 
         Raises:
+            ExperimentNotFoundError: ``mode`` is None and no run logged the metric; the hint has near misses.
             UsageError: ``mode`` is None and no run declared an objective.
         """
         query = _query(status, tags, branch, group, name)
-        return Results(as_result(one) for one in self._backend.best(metric, mode, query, limit))
+        try:
+            return Results(as_result(one) for one in self._backend.best(metric, mode, query, limit))
+        except UsageError:
+            if mode is None:  # which way a metric is better is no question when nobody logged it
+                self.check_logged(metric)
+            raise
+
+    def check_logged(self, metric: str) -> None:
+        """Raise ExperimentNotFoundError, with near misses, when no run has logged a metric; UsageError for no name."""
+        known = self._backend.totals().metrics
+        if metric_name(metric) not in known:
+            hint = near(metric, sorted(known)) or f"logged are: {', '.join(sorted(known)[:8])}"
+            raise ExperimentNotFoundError(f"no run logged {metric!r}", hint=hint if known else "coral exp list")
 
     def load_best(
         self,
@@ -326,7 +344,7 @@ class ExperimentTracker:
         """The weights of the best step of the best run.
 
         Raises:
-            ExperimentNotFoundError: no run logged the metric, or the best step has no commit.
+            ExperimentNotFoundError: no run logged the metric, or the best one made no commit.
         """
         return self.repo.get_all_weights(self.best_commit(metric, mode, status, tags, branch), framework=framework)
 
@@ -338,15 +356,22 @@ class ExperimentTracker:
         tags: Iterable[str] | None = None,
         branch: str | None = None,
     ) -> str:
-        """The commit of the best step of the best run. Raises ExperimentNotFoundError."""
+        """The commit of the best step of the best run; warns when none is linked to that step, and the run's own stands
+        in for it. Raises ExperimentNotFoundError."""
         best = self.find_best(metric, mode, status, tags, branch, limit=1)
         if not best:
+            self.check_logged(metric)
             raise ExperimentNotFoundError(f"no run has a finite value of {metric!r}", hint="coral exp list")
-        commit, run, step = (best[0][key] for key in ("commit_hash", "experiment_id", "best_step"))
+        commit, link, run, step = (best[0][key] for key in ("commit_hash", "link", "experiment_id", "best_step"))
         if commit is None:
             raise ExperimentNotFoundError(
                 f"no commit is linked to the best {metric!r}: run {run}, step {step}",
                 hint="commit(step=...) or save(step=...) while the run is active links the weights to the step",
+            )
+        if link == "run":
+            threads.warn(
+                f"{str(commit)[:10]} is the commit of run {run} as a whole: none is linked to its best {metric!r}"
+                + ("" if step is None else f", at step {step}")
             )
         return str(commit)
 
@@ -361,7 +386,7 @@ class ExperimentTracker:
         """A run's family: whom it resumed, and who resumed it. ``str()`` draws it."""
         family = lineage(self._backend.resolve(experiment_id), self._load, self._backend.children)
         if family is None:
-            raise ExperimentNotFoundError(f"no experiment {experiment_id!r}")
+            raise ExperimentNotFoundError(f"run {experiment_id!r} cannot be read")
         return family
 
     def get_summary(self) -> dict[str, object]:
@@ -383,8 +408,7 @@ class ExperimentTracker:
 
     def restore(self, experiment_id: str) -> Experiment:
         """Take a run back out of the trash. Raises ExperimentNotFoundError, AlreadyExistsError."""
-        self._backend.restore(experiment_id)
-        return self.get(experiment_id)
+        return self.get(self._backend.restore(experiment_id))
 
     def trash(self) -> Results[Experiment]:
         """The runs in the trash."""

@@ -221,3 +221,75 @@ def test_fsck_names_damaged_runs(project: Path, call: Call) -> None:
     assert f"damaged: run {run.experiment_id}" in done.stdout and "Traceback" not in done.stderr
     (found,) = json.loads(call("fsck", "--json", code=5).stdout)["damaged_runs"]
     assert found["experiment_id"] == run.experiment_id
+
+
+def test_a_run_is_named_by_its_name_in_the_shell(project: Path, call: Call, ask: Ask) -> None:
+    """Wherever a run is given: as an argument, by --run, by CORAL_RUN; what could be two runs lists both."""
+    one, two = start(call, "one"), start(call, "two")
+    call("exp", "log", "loss", "1", "--run", "one")
+    call("exp", "log", "loss", "2", env={"CORAL_RUN": "two"})
+    call("exp", "params", "lr=1", "--run", "one")
+    assert ask("commit", "-m", "x", "--allow-empty", "--run", "two")["run_id"] == two
+    assert ask("exp", "end", "--run", "one")["experiment_id"] == one
+    assert ask("exp", "fail", "--run", "two")["experiment_id"] == two
+    assert ask("exp", "show", "one")["experiment_id"] == one
+    assert [run["name"] for run in ask("exp", "compare", "one", "two")["experiments"]] == ["one", "two"]
+    assert ask("exp", "lineage", "two")["experiment"]["experiment_id"] == two
+    assert ask("exp", "show", call("exp", "resume", "two").stdout.strip())["parent_experiment"] == two
+    assert ask("exp", "delete", "one")["deleted"] == [one] == ask("exp", "restore", "one")["restored"]
+    errors = call("exp", "show", "two", code=2).stderr
+    assert two in errors and "2 runs" in errors
+    again = call("commit", "-m", "x", "--allow-empty", env={"CORAL_RUN": "two"})
+    assert "not linked" in again.stderr
+    call("commit", "-m", "x", "--allow-empty", "--run", "two", code=2)
+
+
+def test_show_without_a_run(project: Path, call: Call, ask: Ask) -> None:
+    """The run of CORAL_RUN, else the one that is running, else the last one; without any it is an error."""
+    call("exp", "show", code=3)
+    one, two, three = (start(call, name) for name in ("one", "two", "three"))
+    call("exp", "end", "--run", "three")
+    assert ask("exp", "show")["experiment_id"] == two
+    call("exp", "end", "--run", "two")
+    assert ask("exp", "show")["experiment_id"] == one
+    call("exp", "end")
+    assert ask("exp", "show")["experiment_id"] == three
+    shown = json.loads(call("exp", "show", "--json", env={"CORAL_RUN": "one"}).stdout)
+    assert shown["experiment_id"] == one
+
+
+def test_statuses_in_any_case(project: Path, call: Call, ask: Ask) -> None:
+    """--status takes Completed and COMPLETED."""
+    start(call, "a")
+    call("exp", "log", "loss", "1")
+    call("exp", "end")
+    for status in ("completed", "Completed", "COMPLETED"):
+        assert len(ask("exp", "list", "--status", status)) == 1
+        assert len(ask("exp", "best", "loss", "--mode", "min", "--status", status)) == 1
+    call("exp", "list", "--status", "glorious", code=2)
+
+
+def test_the_runs_own_commit_is_told_of(project: Path, call: Call, ask: Ask) -> None:
+    """'exp best' says link run where no commit is the best step's, and a checkout of it warns."""
+    tracker = ExperimentTracker(coral.Repository(project))
+    with tracker.run("a", objective={"loss": "min"}) as run:
+        for step, loss in enumerate([3.0, 1.0, 2.0]):
+            run.log("loss", loss, step=step)
+        tracker.repo.stage_weights({"w": np.full(64, 2.0, np.float32)})
+        made = tracker.repo.commit("all of it")
+    (best,) = ask("exp", "best", "loss")
+    assert (best["link"], best["commit_hash"], best["best_step"]) == ("run", made.commit_hash, 1)
+    assert call("exp", "best", "loss").stdout.splitlines()[1].split()[3:5] == [made.commit_hash[:10], "run"]
+    warned = call("checkout", "best:loss").stderr
+    assert warned.count(f"{made.commit_hash[:10]} is the commit of run {run.experiment_id} as a whole") == 1
+    assert ask("cat", "w")["max"] == 2
+
+
+def test_an_unknown_metric_is_told_before_the_direction_is_asked(project: Path, call: Call) -> None:
+    """With near misses, whether or not --mode is given."""
+    start(call, "a")
+    call("exp", "log", "val_loss", "1")
+    for more in ((), ("--mode", "min")):
+        errors = call("exp", "best", "val_los", *more, code=3).stderr
+        assert "no run logged 'val_los'" in errors and "'val_loss'" in errors
+    assert "--mode" in call("exp", "best", "val_loss", code=2).stderr

@@ -51,7 +51,7 @@ class Options:
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=VALUE", help="Measured at this step.")
 @click.option("--author", metavar="WHO", help="'Name <email>', if not you.")
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
-@click.option("--run", metavar="ID", shell_complete=complete_run, help="The run it came from, if not CORAL_RUN.")
+@click.option("--run", metavar="RUN", shell_complete=complete_run, help="The run it came from, if not CORAL_RUN.")
 @click.option("-S", "--sign", is_flag=True, help="Sign it with the key of git's user.signingkey.")
 @json_option
 @pass_session
@@ -129,7 +129,7 @@ def _linked(repo: Repository, session: Session, wanted: str | None) -> AbstractC
         return tracker.attach(running[0].experiment_id) if len(running) == 1 else nullcontext()
     try:
         return tracker.attach(run)
-    except (NotFoundError, ConflictError) as error:
+    except (NotFoundError, ConflictError, UsageError) as error:
         if wanted is not None:
             raise
         # A variable left over in the shell must not keep anybody from committing.

@@ -36,7 +36,8 @@ command = LazyGroup(
     help="""Record runs, compare them, and find the best.
 
     A run started here stays RUNNING until it is ended. The commands that log to a run, or end it, mean the one that
-    --run names, else CORAL_RUN, else the only one running.
+    --run names, else CORAL_RUN, else the only one running. Wherever a run is named, RUN is its id, the first digits of
+    that (four or more), or its name, if no other run is called so.
 
     \b
     Example:

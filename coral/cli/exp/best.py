@@ -8,7 +8,7 @@ import click
 
 from coral.cli.complete import complete_branch
 from coral.cli.output import json_option, number, on_terminal, print_json, print_table
-from coral.cli.runs import STATUSES, tracker_of
+from coral.cli.runs import STATUS, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.errors import ExperimentNotFoundError, UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-n", "--max-count", type=click.IntRange(min=1), default=10, show_default=True, help="At most N runs.")
 @click.option("-t", "--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; again: with all of them.")
 @click.option("--branch", metavar="NAME", shell_complete=complete_branch, help="Only on this branch.")
-@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only these; again for more.")
+@click.option("--status", multiple=True, type=STATUS, help="Only these; again for more.")
 @json_option
 @pass_session
 def command(
@@ -37,8 +37,8 @@ def command(
 ) -> None:
     """List the runs with the best values of METRIC: the value, its step, and that step's commit.
 
-    'link' says how the commit is known: exact (made for that step), inferred (the first one after it), or before
-    (the last one before it).
+    'link' says how the commit is known: exact (made for that step), inferred (the first one after it), before
+    (the last one before it), or run (none of these: the commit that the run came to).
 
     \b
     Examples:
@@ -55,6 +55,7 @@ def command(
             raise
         raise UsageError(error.message, hint="say --mode min or --mode max") from None
     if not found:
+        tracker.check_logged(metric)
         such = "such " if status or tags or branch else ""
         raise ExperimentNotFoundError(
             f"no {such}run logged a finite {metric!r}", hint="'coral exp list' lists the runs"

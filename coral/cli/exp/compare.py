@@ -20,7 +20,7 @@ _CELL = 20
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID ID...", shell_complete=complete_run)
+@click.argument("ids", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=complete_run)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; again for more.")
 @json_option
 @pass_session
@@ -33,7 +33,7 @@ def command(session: Session, ids: tuple[str, ...], metrics: tuple[str, ...], as
       coral exp compare 3f2a 90bc --metric val_loss
     """
     if len(ids) < 2:
-        raise UsageError("compare takes two runs or more", hint="'coral exp show ID' shows one")
+        raise UsageError("compare takes two runs or more", hint="'coral exp show RUN' shows one")
     found: dict[str, Any] = tracker_of(session).compare(list(ids), list(metrics) or None)
     if as_json:
         print_json(found)

@@ -11,11 +11,11 @@ from coral.cli.session import Session, pass_session
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=complete_run)
+@click.argument("ids", nargs=-1, required=True, metavar="RUN...", shell_complete=complete_run)
 @json_option
 @pass_session
 def command(session: Session, ids: tuple[str, ...], as_json: bool) -> None:
-    """Move runs to the trash; their commits and artifacts stay. 'coral exp restore ID' brings one back.
+    """Move runs to the trash; their commits and artifacts stay. 'coral exp restore RUN' brings one back.
 
     \b
     Example:

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("experiment_id", metavar="ID", shell_complete=complete_run)
+@click.argument("run", shell_complete=complete_run)
 @json_option
 @pass_session
-def command(session: Session, experiment_id: str, as_json: bool) -> None:
-    """Show the runs that the run ID came from, and those that came of it.
+def command(session: Session, run: str, as_json: bool) -> None:
+    """Show the runs that RUN came from, and those that came of it.
 
     \b
     Example:
       coral exp lineage 3f2a91c07b44
     """
-    family = tracker_of(session).lineage(experiment_id)
+    family = tracker_of(session).lineage(run)
     if as_json:
         print_json(
             {
                 "experiment": run_data(family.experiment),
-                "ancestors": [run_data(run) for run in family.ancestors],
+                "ancestors": [run_data(one) for one in family.ancestors],
                 "descendants": _tree(family),
             }
         )

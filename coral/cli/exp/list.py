@@ -6,12 +6,12 @@ import click
 
 from coral.cli.complete import complete_branch
 from coral.cli.output import json_option, print_json
-from coral.cli.runs import STATUSES, print_runs, run_data, tracker_of
+from coral.cli.runs import STATUS, print_runs, run_data, tracker_of
 from coral.cli.session import Session, pass_session
 
 
 @click.command()
-@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only these; again for more.")
+@click.option("--status", multiple=True, type=STATUS, help="Only these; again for more.")
 @click.option("-t", "--tag", "tags", multiple=True, metavar="TAG", help="Only with this tag; again: with all of them.")
 @click.option("--branch", metavar="NAME", shell_complete=complete_branch, help="Only on this branch.")
 @click.option("--group", metavar="PATH", help="Only in this group, and those below it.")

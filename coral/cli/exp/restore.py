@@ -10,7 +10,7 @@ from coral.cli.session import Session, pass_session
 
 
 @click.command()
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="RUN...")
 @json_option
 @pass_session
 def command(session: Session, ids: tuple[str, ...], as_json: bool) -> None:

@@ -12,22 +12,22 @@ from coral.cli.values import parse_params
 
 
 @click.command()
-@click.argument("experiment_id", metavar="ID", shell_complete=complete_run)
+@click.argument("parent", metavar="RUN", shell_complete=complete_run)
 @click.option("--name", metavar="NAME", help="Another name than the parent's.")
 @click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter that differs.")
 @json_option
 @pass_session
-def command(session: Session, experiment_id: str, name: str | None, params: tuple[str, ...], as_json: bool) -> None:
-    """Start a child of the run ID, with its parameters and tags, and print the child's id and nothing else.
+def command(session: Session, parent: str, name: str | None, params: tuple[str, ...], as_json: bool) -> None:
+    """Start a child of RUN, with its parameters and tags, and print the child's id and nothing else.
 
-    Its branch starts at the parent's last commit; HEAD stays where it is.
+    The child's branch starts at the parent's last commit; HEAD stays where it is.
 
     \b
     Examples:
       coral exp resume 3f2a91c07b44
       export CORAL_RUN=$(coral exp resume 3f2a -p lr=1e-4)
     """
-    run = tracker_of(session).resume(experiment_id, name=name, params=parse_params(params) or None, owner="shell")
+    run = tracker_of(session).resume(parent, name=name, params=parse_params(params) or None, owner="shell")
     check_written(run)
     run.close()
     if as_json:

@@ -9,7 +9,7 @@ import click
 
 from coral.cli.complete import complete_run
 from coral.cli.output import date, duration, json_option, metrics_line, number, print_json, print_table, size
-from coral.cli.runs import metrics_data, param_text, run_data, tracker_of
+from coral.cli.runs import meant, metrics_data, param_text, run_data
 from coral.cli.session import Session, pass_session
 from coral.errors import ExperimentNotFoundError
 
@@ -20,25 +20,28 @@ _COMMITS = 10
 
 
 @click.command()
-@click.argument("experiment_id", metavar="ID", shell_complete=complete_run)
+@click.argument("run", required=False, shell_complete=complete_run)
 @click.option("--metric", metavar="NAME", help="Print every point of this metric instead.")
 @json_option
 @pass_session
-def command(session: Session, experiment_id: str, metric: str | None, as_json: bool) -> None:
-    """Show the run ID (its first digits will do): parameters, metrics, commits.
+def command(session: Session, run: str | None, metric: str | None, as_json: bool) -> None:
+    """Show a run: parameters, metrics, commits.
+
+    Without RUN the one of CORAL_RUN is shown, else the one that is running, else the last one.
 
     \b
     Examples:
+      coral exp show
       coral exp show 3f2a91c07b44
-      coral exp show 3f2a --metric val_loss
+      coral exp show bert --metric val_loss
     """
-    run = tracker_of(session).get(experiment_id)
+    found = meant(session, run)
     if metric is not None:
-        _print_points(run, metric, as_json=as_json)
+        _print_points(found, metric, as_json=as_json)
     elif as_json:
-        print_json(run_data(run))
+        print_json(run_data(found))
     else:
-        _print_run(run)
+        _print_run(found)
 
 
 def _print_points(run: Experiment, metric: str, *, as_json: bool) -> None:
