@@ -13,7 +13,7 @@ from typing import Literal, Protocol, overload
 
 from coral.errors import ExperimentNotFoundError, UsageError
 from coral.experiments.columns import History, Mode, Series
-from coral.experiments.scalars import Json
+from coral.experiments.scalars import Json, number, whole
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
 
@@ -23,13 +23,18 @@ Owner = Literal["process", "shell"]
 
 
 class ExperimentStatus(enum.StrEnum):
-    """Where a run stands."""
+    """Where a run stands; by name in any case: ``ExperimentStatus("Completed")``."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ExperimentStatus | None:
+        name = value.lower() if isinstance(value, str) else None
+        return next((one for one in cls if one.value == name), None)
 
     @property
     def is_final(self) -> bool:
@@ -42,6 +47,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def aware(time: datetime) -> datetime:
+    """A time with its zone; one without is local time."""
+    return time.astimezone() if time.utcoffset() is None else time
+
+
 def from_ms(milliseconds: int) -> datetime:
     """A time from milliseconds since 1970. Raises ValueError for one outside of the calendar."""
     try:
@@ -51,19 +61,40 @@ def from_ms(milliseconds: int) -> datetime:
 
 
 def to_ms(time: datetime) -> int:
-    """Milliseconds since 1970 of a time."""
+    """Milliseconds since 1970 of a time; one without a zone is local time."""
     return round(time.timestamp() * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentMetric:
-    """One measurement: ``value`` may be NaN or infinite; ``step`` is None when none was given."""
+    """One measurement, which is formatted as its value is: ``f"{metric:.4f}"``.
+
+    Attributes:
+        value: as a float, whatever number it was given as; it may be NaN or infinite.
+        step: None when none was given.
+        timestamp: one without a zone is local time.
+
+    Raises:
+        UsageError: what was given is not a number, or the step is not a whole one.
+    """
 
     name: str
     value: float
     step: int | None = None
     timestamp: datetime = field(default_factory=now)
     metadata: dict[str, Json] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value.__class__ is not float:
+            object.__setattr__(self, "value", number(self.name, self.value))
+        if self.step is not None and self.step.__class__ is not int:
+            object.__setattr__(self, "step", whole(self.step))
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if spec else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +243,8 @@ class ArtifactStore(Protocol):
 class Experiment:
     """One run. What :meth:`ExperimentTracker.get` returns is a snapshot; what ``start`` returns is live.
 
+    Times without a zone are local time.
+
     Attributes:
         experiment_id: 12 hex digits.
         params: nested; as last set (``parameter_history`` has each change).
@@ -257,6 +290,9 @@ class Experiment:
     dropped_points: int = 0
     artifact_store: ArtifactStore | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        self.status = as_status(self.status)
+
     @property
     def degraded(self) -> bool:
         """Whether what was logged last is only in memory yet, because the disk refuses it; False for a snapshot."""
@@ -267,7 +303,7 @@ class Experiment:
         """Seconds from start to end, or to now while it runs; None when it has not started."""
         if self.started_at is None:
             return None
-        return ((self.ended_at or now()) - self.started_at).total_seconds()
+        return (aware(self.ended_at or now()) - aware(self.started_at)).total_seconds()
 
     @property
     def metric_names(self) -> list[str]:
@@ -331,6 +367,15 @@ class Experiment:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.experiment_id} {self.name!r} {self.status}>"
+
+
+def as_status(status: ExperimentStatus | str) -> ExperimentStatus:
+    """A status by its name, in any case. Raises UsageError."""
+    try:
+        return ExperimentStatus(status)
+    except ValueError:
+        names = ", ".join(ExperimentStatus)
+        raise UsageError(f"{status!r} is not a status", hint=f"one of {names}") from None
 
 
 def checked_mode(metric: str, mode: str | None, objective: Mapping[str, Mode]) -> Mode:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from coral.experiments.backend import Best
-from coral.experiments.experiment import Experiment
+from coral.experiments.experiment import Experiment, aware
 from coral.experiments.scalars import flatten
 
 _MOST_GENERATIONS = 200
@@ -97,7 +97,7 @@ def facts(run: Experiment) -> dict[str, object]:
         "experiment_id": run.experiment_id,
         "name": run.name,
         "status": str(run.status),
-        "created_at": run.created_at.isoformat(timespec="milliseconds"),
+        "created_at": aware(run.created_at).isoformat(timespec="milliseconds"),
         "duration": run.duration,
         "branch": run.branch,
         "commit_hash": run.commit_hash,

@@ -37,6 +37,7 @@ from coral.experiments.experiment import (
     Metrics,
     Owner,
     ParameterChange,
+    aware,
     from_ms,
     to_ms,
 )
@@ -222,7 +223,7 @@ def _commit_to_json(commit: LinkedCommit) -> Json:
 
 
 def _iso(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat(timespec="milliseconds")
+    return None if time is None else aware(time).isoformat(timespec="milliseconds")
 
 
 def _text(data: Json) -> str:

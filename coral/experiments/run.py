@@ -15,7 +15,16 @@ from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings
 from coral.experiments.backend import RunSink
 from coral.experiments.columns import History, Mode
-from coral.experiments.experiment import Artifact, Experiment, ExperimentStatus, Metrics, checked_mode, now, to_ms
+from coral.experiments.experiment import (
+    Artifact,
+    Experiment,
+    ExperimentStatus,
+    Metrics,
+    as_status,
+    checked_mode,
+    now,
+    to_ms,
+)
 from coral.experiments.fold import Fold, artifact
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
@@ -51,7 +60,6 @@ class Run(Experiment):
         self._is_ending = False
         self._changing = forks.lock()
         self._unfolded: deque[Event] = deque()
-        self._is_answer_owed = False
         self._at_end: list[Callable[[], None]] = []
         self._fold = Fold(self, History())
         self._warned = False
@@ -211,7 +219,9 @@ class Run(Experiment):
     def end(
         self, commit_hash: str | None = None, status: ExperimentStatus | str = ExperimentStatus.COMPLETED
     ) -> Experiment:
-        """End the run.
+        """End the run; one that has ended stays as it ended first.
+
+        So ``end`` may stand in the ``finally`` of a block whose ``except`` calls :meth:`fail`.
 
         Args:
             commit_hash: the commit to pin as its result, by any ref; None keeps the last one linked.
@@ -220,23 +230,28 @@ class Run(Experiment):
         A call that is interrupted (Ctrl-C) ends the run all the same; the next one then only returns it.
 
         Raises:
-            ConflictError: it has ended already, or another process owns it.
+            ConflictError: it was let go of, or another process owns it or has ended it.
         """
         final = as_status(status)
         if not final.is_final:
             raise UsageError(f"a run cannot end as {final}", hint="'completed', 'failed' or 'cancelled'")
-        self.repo.flush()
-        pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
+        pinned = None
+        if self.is_open:
+            self.repo.flush()
+            pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
         return self._end(final, None, pinned)
 
     def fail(self, error_message: str | None = None) -> Experiment:
-        """End the run as FAILED. Raises ConflictError as :meth:`end` does."""
-        self.repo.flush()
+        """End the run as FAILED, unless it has ended. Raises ConflictError as :meth:`end` does.
+
+        A commit under way is waited for; if it fails, the next one tells, or the exit.
+        """
+        self.repo.pending_failure()  # not raised: it would hide the error that the program is handling
         failure: endings.Failure = {"kind": "error", "message": plain(error_message) if error_message else None}
         return self._end(ExperimentStatus.FAILED, failure)
 
     def cancel(self, reason: str | None = None) -> Experiment:
-        """End the run as CANCELLED. Raises ConflictError as :meth:`end` does."""
+        """End the run as CANCELLED, unless it has ended. Raises ConflictError as :meth:`end` does."""
         failure: endings.Failure | None = {"kind": "cancelled", "message": plain(reason)} if reason else None
         return self._end(ExperimentStatus.CANCELLED, failure)
 
@@ -265,26 +280,16 @@ class Run(Experiment):
         signals.let_go()
 
     def _end(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> Self:
-        if not self._finish(status, failure, pinned, owes_answer=True) and not self._is_answer_owed:
-            raise self._has_ended()
-        self._is_answer_owed = False
+        if not self._finish(status, failure, pinned):
+            signals.stay_if_dying()
+            if not self.status.is_final:
+                raise self._has_ended()
         signals.let_go()
         return self
 
     @threads.uninterrupted
-    def _finish(
-        self,
-        status: ExperimentStatus,
-        failure: endings.Failure | None,
-        pinned: str | None = None,
-        *,
-        owes_answer: bool = False,
-    ) -> bool:
-        """End it; False when it has ended. Whoever comes while it is being ended waits for that.
-
-        Args:
-            owes_answer: the caller is to be told, and may be interrupted before it is.
-        """
+    def _finish(self, status: ExperimentStatus, failure: endings.Failure | None, pinned: str | None = None) -> bool:
+        """End it; False when it has ended. Whoever comes while it is being ended waits for that."""
         if self.owner == "process" and self._pid != os.getpid():
             raise ConflictError("this run belongs to the parent process", hint="end it there")
         with self._ending:
@@ -304,7 +309,6 @@ class Run(Experiment):
                 self._let_go()
             for one in fields(kept):
                 setattr(self, one.name, getattr(kept, one.name))
-            self._is_answer_owed = owes_answer
         return True
 
     def _let_go(self) -> None:
@@ -416,12 +420,3 @@ def as_tags(tags: Iterable[str]) -> list[str]:
 def as_objective(objective: Mapping[str, Mode]) -> dict[str, Json]:
     """A declared objective as it is kept. Raises UsageError."""
     return {str(name): checked_mode(str(name), mode, {}) for name, mode in objective.items()}
-
-
-def as_status(status: ExperimentStatus | str) -> ExperimentStatus:
-    """A status by its name. Raises UsageError."""
-    try:
-        return ExperimentStatus(status)
-    except ValueError:
-        names = ", ".join(ExperimentStatus)
-        raise UsageError(f"{status!r} is not a status", hint=f"one of {names}") from None

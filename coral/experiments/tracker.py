@@ -24,6 +24,7 @@ from coral.experiments.experiment import (
     ExperimentStatus,
     Owner,
     ParameterChange,
+    as_status,
     from_ms,
     now,
     to_ms,
@@ -34,8 +35,8 @@ from coral.experiments.lookup import near
 from coral.experiments.query import Lineage, as_result, compare, lineage
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.results import Results
-from coral.experiments.run import Run, as_objective, as_params, as_status, as_tags
-from coral.experiments.scalars import Json, merge, metric_name, shown
+from coral.experiments.run import Run, as_objective, as_params, as_tags
+from coral.experiments.scalars import Json, merge, shown
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -325,10 +326,10 @@ class ExperimentTracker:
             raise
 
     def check_logged(self, metric: str) -> None:
-        """Raise ExperimentNotFoundError, with near misses, when no run has logged a metric; UsageError for no name."""
+        """Raise ExperimentNotFoundError, with near misses, when no run has logged a metric."""
         known = self._backend.totals().metrics
-        if metric_name(metric) not in known:
-            hint = near(metric, sorted(known)) or f"logged are: {', '.join(sorted(known)[:8])}"
+        if metric not in known:
+            hint = near(str(metric), sorted(known)) or f"logged are: {', '.join(sorted(known)[:8])}"
             raise ExperimentNotFoundError(f"no run logged {metric!r}", hint=hint if known else "coral exp list")
 
     def load_best(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from coral.errors import ConflictError
+from coral.errors import ConflictError, CoralError
 from coral.experiments import Experiment, ExperimentTracker
 from coral.repository import Repository
 
@@ -221,3 +221,56 @@ def test_eight_processes_start_together(spawn: Spawn, tracker: ExperimentTracker
     if born:
         assert len({run.branch for run in runs}) == 8
         assert {run.commit_hash for run in runs} == {repo.branches()[str(run.branch)] for run in runs}
+
+
+@pytest.mark.parametrize("first", ["completed", "failed", "cancelled"])
+def test_the_first_ending_stands(repo: Repository, tracker: ExperimentTracker, first: str) -> None:
+    """Whichever follow, by the run or its tracker: none is an error, none changes what is known or recorded."""
+    run = tracker.start("a")
+    {"completed": run.end, "failed": lambda: run.fail("x"), "cancelled": run.cancel}[first]()
+    before = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes()
+    later = [run.end, lambda: run.end("0" * 40), lambda: run.end(status="failed"), run.fail, lambda: run.cancel("y")]
+    for end in [*later, tracker.end, tracker.fail, tracker.cancel]:
+        assert end() is run and run.status == first
+    assert (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
+    assert tracker.get("a").status == first
+
+
+def test_an_ending_hides_no_error(repo: Repository, tracker: ExperimentTracker) -> None:
+    """`fail` in an except and `end` in its finally hide no error of the program, nor does a commit beside."""
+    with pytest.raises(ZeroDivisionError):
+        tracker.start("a")
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError as error:
+            tracker.fail(str(error))
+            raise
+        finally:
+            tracker.end()
+    assert tracker.get("a").failure == {"kind": "error", "message": "division by zero"}
+    with pytest.raises(ZeroDivisionError):
+        repo.save({"w": np.zeros(4096, np.float32)})
+        repo.create_branch("side")
+        repo.pin("side")
+        tracker.start("b")
+        try:
+            Repository(repo.path).delete_branch("side", force=True)
+            repo.save({"w": np.ones(4096, np.float32)}, wait=False).wait()
+            _ = 1 / 0
+        except ZeroDivisionError as error:
+            tracker.fail(str(error))
+            raise
+        finally:
+            tracker.end()
+    assert tracker.get("b").failure == {"kind": "error", "message": "division by zero"}
+    with pytest.raises(CoralError):
+        repo.flush()
+
+
+def test_a_run_that_was_let_go_of_is_not_ended(tracker: ExperimentTracker) -> None:
+    """It has not ended, and who no longer has it cannot end it."""
+    run = tracker.start("a", owner="shell")
+    run.close()
+    for end in (run.end, run.fail, run.cancel):
+        with pytest.raises(ConflictError, match="not open here"):
+            end()
