@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from coral.experiments.columns import History, Mode
 from coral.experiments.experiment import Experiment, ExperimentStatus, LinkKind
@@ -83,6 +83,7 @@ class RunSink(Protocol):
         """Stop recording without ending the run."""
 
 
+@runtime_checkable
 class TrackingBackend(Protocol):
     """Where runs are kept."""
 

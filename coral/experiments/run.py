@@ -140,8 +140,11 @@ class Run(Experiment):
         self._record({"e": "p", "v": as_params(params)})
 
     def add_tags(self, tags: Iterable[str]) -> None:
-        """Add tags."""
-        self._set("add_tags", list(as_tags(tags)))
+        """Add tags; of a mapping, each key and value is a label, as by :meth:`set_labels`."""
+        if isinstance(tags, Mapping):
+            self.set_labels(tags)
+        else:
+            self._set("add_tags", list(as_tags(tags)))
 
     def remove_tags(self, tags: Iterable[str]) -> None:
         """Remove tags; those that are not there are ignored."""
@@ -410,6 +413,8 @@ def as_params(params: Mapping[str, object]) -> dict[str, Json]:
 
 def as_tags(tags: Iterable[str]) -> list[str]:
     """Tags as they are kept; a lone string is one tag. Raises UsageError."""
+    if isinstance(tags, Mapping):
+        raise UsageError("a mapping is no tags, but labels", hint="set_labels() and labels= take key and value")
     given = [tags] if isinstance(tags, str) else list(tags)
     for tag in given:
         if not isinstance(tag, str) or not tag or "\n" in tag:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
-from collections.abc import Mapping
-from typing import SupportsFloat, SupportsIndex
+import reprlib
+from collections import UserString
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, SupportsFloat, SupportsIndex
 
 from coral.errors import UnsupportedValueError, UsageError
 
@@ -17,6 +20,10 @@ LAST_MS = 253_402_300_799_000
 """The end of the year 9999, in milliseconds since 1970; the first time is 0."""
 MAX_NAME = 1000
 _MAX_DEPTH = 50
+_MAX_TOO_DEEP = 1000
+_MAX_ITEMS = 10_000
+_MAX_BITS = 1024
+_NO_LISTS = (bytes, bytearray, memoryview, range, UserString)
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -81,36 +88,103 @@ def untagged(value: object) -> float:
     raise ValueError(f"{value!r} is not a number")
 
 
-def plain(value: object, *, depth: int = 0) -> Json:
-    """A parameter as JSON: scalars, lists and dicts as they are, one-element arrays as numbers.
+def plain(value: object) -> Json:
+    """A parameter as JSON: scalars and mappings as they are; lists, tuples, sets, arrays and the like as lists.
 
-    NaN and infinities become ``{"type": "float", "value": "NaN"}``; anything else is kept as
-    ``{"type": <its class>, "repr": <its repr>}``, so that no parameter is refused and none pretends to be a string.
+    One-element arrays are numbers. NaN and infinities become ``{"type": "float", "value": "NaN"}``. Anything else, and
+    an array that is large, or what is nested deeper than 50 times, is kept as ``{"type": <class>, "repr": <repr>}``;
+    what raises when it is asked for, such as a value that a configuration lacks, as the error. So no parameter is
+    refused, none is lost, and none pretends to be a string. Keys become strings; each keeps a name of its own.
     """
-    if value is None or isinstance(value, (bool, str)):
-        return _clean(value) if isinstance(value, str) else value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        value = float(value)
-        return value if math.isfinite(value) else {"type": "float", "value": str(tagged(value))}
-    if depth >= _MAX_DEPTH:
-        raise UsageError(f"a parameter is nested more than {_MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        return {_clean(str(key)): plain(item, depth=depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, depth=depth + 1) for item in value]
-    return _foreign(value, depth)
+    return _Plain().of(value, 0)
 
 
-def _foreign(value: object, depth: int) -> Json:
-    if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0:
-        item = getattr(value, "item", None)
-        if callable(item):
-            single = item()
-            if isinstance(single, (bool, int, float, str)):
-                return plain(single, depth=depth + 1)
-    return {"type": type(value).__qualname__, "repr": _clean(repr(value)[:1000])}
+class _Plain:
+    """Turns one parameter into JSON; whatever its objects raise does not get out of here."""
+
+    def __init__(self) -> None:
+        # How often it may be too deep still: what contains itself twice is so without an end.
+        self._too_deep_left = _MAX_TOO_DEEP
+
+    def of(self, value: object, depth: int) -> Json:
+        """A value."""
+        try:
+            return self._of(value, depth)
+        except Exception:  # of any kind, as they come from objects of any kind
+            return _stand_in(value)
+
+    def _of(self, value: object, depth: int) -> Json:
+        if isinstance(value, str):
+            return _clean(value)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and value.bit_length() <= _MAX_BITS:
+            return int(value)
+        if isinstance(value, float):
+            value = float(value)
+            return value if math.isfinite(value) else {"type": "float", "value": str(tagged(value))}
+        if depth < _MAX_DEPTH and self._too_deep_left > 0:
+            return self._of_container(value, depth + 1)
+        self._too_deep_left -= 1
+        return _stand_in(value)
+
+    def _of_container(self, value: object, depth: int) -> Json:
+        if isinstance(value, Mapping):
+            return {name: self._item(value, key, depth) for name, key in _names_of(value)}
+        if isinstance(value, (list, tuple)):
+            return [self.of(item, depth) for item in value]
+        if isinstance(value, Set):
+            return _in_order([self.of(item, depth) for item in value])
+        if isinstance(value, Sequence) and not isinstance(value, _NO_LISTS) and len(value) <= _MAX_ITEMS:
+            return [self._item(value, index, depth) for index in range(len(value))]
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple) and math.prod(shape) <= _MAX_ITEMS:
+            return self.of(value.item() if math.prod(shape) == 1 else value.tolist(), depth)  # type: ignore[attr-defined]
+        return _stand_in(value)
+
+    def _item(self, container: Mapping[object, object] | Sequence[object], key: Any, depth: int) -> Json:
+        try:
+            value = container[key]
+        except Exception as error:
+            return _stand_in(error)
+        return self.of(value, depth)
+
+
+def _names_of(mapping: Mapping[object, object]) -> list[tuple[str, object]]:
+    """Each key, after the name that it is kept under: itself where it is a string, else its text.
+
+    Where that is taken its type follows: ``{"1": a, 1: b}`` has ``1`` and ``1 (int)``.
+    """
+    keys = list(mapping)
+    texts, named = {key for key in keys if isinstance(key, str)}, dict[str, object]()
+    for key in keys:
+        name = _clean(key if isinstance(key, str) else _told(key, str))
+        while name != key and (name in named or name in texts):
+            name += f" ({type(key).__name__})"
+        named[name] = key
+    return list(named.items())
+
+
+def _in_order(items: list[Json]) -> list[Json]:
+    """A set's items, in an order that is the same in every process."""
+    try:
+        return sorted(items)  # type: ignore[type-var]
+    except TypeError:
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
+
+
+def _stand_in(value: object) -> Json:
+    is_nested = isinstance(value, (list, tuple, dict, set, frozenset))
+    # Python refuses to write very long numbers, but not in hexadecimal.
+    tell: Callable[[Any], str] = reprlib.repr if is_nested else hex if isinstance(value, int) else repr
+    return {"type": type(value).__qualname__, "repr": _clean(_told(value, tell)[:1000])}
+
+
+def _told(value: object, tell: Callable[[object], str]) -> str:
+    try:
+        return tell(value)
+    except Exception as error:
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
 
 
 def _clean(text: str) -> str:

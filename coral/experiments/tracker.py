@@ -54,11 +54,14 @@ class ExperimentTracker:
     Args:
         repo: the repository; its commits are linked to the run that is active when they are made.
         backend: where runs are kept; None takes files in the repository.
+
+    Raises:
+        UsageError: the backend is none.
     """
 
     def __init__(self, repo: Repository, *, backend: TrackingBackend | None = None) -> None:
         self.repo = repo
-        self._backend = backend or LocalBackend(repo.storage, _LazyStore(repo))
+        self._backend = LocalBackend(repo.storage, _LazyStore(repo)) if backend is None else _checked(backend)
         self._run: Run | None = None
         self._starting = forks.lock()
 
@@ -87,7 +90,9 @@ class ExperimentTracker:
         block around the training would not.
 
         Args:
-            params: may be nested; queries name the inner ones by dotted path.
+            params: may be nested; queries name the inner ones by dotted path. None is refused: what has no place in
+                JSON is kept by its repr.
+            tags: of a mapping, each key and value is a label.
             group: a path such as ``vision/resnet``.
             objective: which way is better, by metric: ``{"val_loss": "min"}``.
             owner: ``shell`` for a run that outlives this process and stays RUNNING until it is ended.
@@ -96,10 +101,11 @@ class ExperimentTracker:
             ConflictError: this tracker has an active run.
             UsageError: an argument makes no sense.
         """
+        labels, tags = _labels_and_tags(labels, tags)
         run = _new_run(name, params, tags, owner)
         run.group = _group(group)
         run.description, run.notes = _clean(description, "description"), _clean(notes, "notes")
-        kept = redact_params({str(key): str(value) for key, value in (labels or {}).items()})
+        kept = redact_params({**labels})
         run.labels = {key: str(value) for key, value in kept.items()}
         run.objective = checked_objective(as_objective(objective or {}))
         return self._start(lambda: self._begin(run, None))
@@ -182,7 +188,7 @@ class ExperimentTracker:
         self._active().log_params(params)
 
     def add_tags(self, tags: Iterable[str]) -> None:
-        """Add tags to the active run."""
+        """Add tags to the active run; of a mapping, each key and value is a label."""
         self._active().add_tags(tags)
 
     def remove_tags(self, tags: Iterable[str]) -> None:
@@ -271,16 +277,17 @@ class ExperimentTracker:
 
         Args:
             status: one, or several.
-            tags: all of them.
+            tags: all of them; of a mapping, each key and value is a label.
             group: the group's own and those of the groups below it.
             labels: each with this value.
         """
+        labels, tags = _labels_and_tags(labels, tags)
         ids = self._backend.select(_query(status, tags, branch, group, name))
         found: Results[Experiment] = Results()
         for run in self._loaded(ids):
             if limit is not None and len(found) >= limit:
                 break
-            if labels is None or all(run.labels.get(key) == value for key, value in labels.items()):
+            if all(run.labels.get(key) == value for key, value in labels.items()):
                 found.append(run)
         return found
 
@@ -500,6 +507,14 @@ class ExperimentTracker:
         return (run for one in ids if (run := self._load(one)) is not None)
 
 
+def _checked(backend: TrackingBackend) -> TrackingBackend:
+    if isinstance(backend, TrackingBackend) and not isinstance(backend, type):
+        return backend
+    raise UsageError(
+        f"{backend!r} is no backend of experiments", hint="an object with the methods of experiments.TrackingBackend"
+    )
+
+
 class _LazyStore:
     """The repository's chunk store, opened when an artifact needs it."""
 
@@ -528,6 +543,16 @@ def _new_run(name: str, params: Mapping[str, object] | None, tags: Iterable[str]
         owner=owner,
         parameter_history=[ParameterChange(time, kept)] if kept else [],
     )
+
+
+def _labels_and_tags(
+    labels: Mapping[str, object] | None, tags: Iterable[str] | None
+) -> tuple[dict[str, str], Iterable[str]]:
+    """Labels, among them the tags that are key and value; and the tags that are not."""
+    pairs = dict[object, object](tags if isinstance(tags, Mapping) else {})
+    pairs.update(labels or {})
+    kept = {str(key): str(value) for key, value in pairs.items()}
+    return kept, () if isinstance(tags, Mapping) else tags or ()
 
 
 def _environment() -> dict[str, Json]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import decimal
+import json
 import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coral.errors import UnsupportedValueError, UsageError
 from coral.experiments.scalars import flatten, merge, number, plain, shown, whole
@@ -78,9 +83,124 @@ def test_nested_parameters_merge_and_flatten() -> None:
     assert flatten(merged) == {"opt.lr": 3, "opt.wd": 2, "x.y": 1}
 
 
+class Missing(Mapping[object, object]):
+    """A configuration that has keys without values, as OmegaConf's ``???``."""
+
+    def __getitem__(self, key: object) -> object:
+        raise LookupError(f"missing mandatory value: {key}")
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(("lr", 1))
+
+    def __len__(self) -> int:
+        return 2
+
+
+class ListConfig(Sequence[object]):
+    """A list that is no ``list``, and lacks its second item."""
+
+    def __getitem__(self, index: int) -> object:  # type: ignore[override]
+        if index == 1:
+            raise LookupError("missing mandatory value")
+        return index
+
+    def __len__(self) -> int:
+        return 3
+
+
+class Mute:
+    """An object that cannot be shown, not even by those who ask for its attributes."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    def __getattr__(self, name: str) -> object:
+        raise (AttributeError if name.startswith("_") else RuntimeError)(f"no {name}")
+
+
+STRANGERS: list[object] = [Mute(), Missing(), ListConfig(), 2**5000, np.arange(3), torch.ones(2), {3, 1}, range(3)]
+LEAVES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=4), st.just("\ud800")),
+    st.sampled_from(range(len(STRANGERS))).map(lambda index: STRANGERS[index]),
+)
+ALIKE = st.sampled_from(["1", "1 (int)", None, "None", "\ud800", "\\ud800", (1,)])
+KEYS = st.text(max_size=3) | st.integers(-2, 2) | ALIKE
+PARAMETERS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
+
+
+@given(st.dictionaries(KEYS, PARAMETERS, max_size=5))
+def test_no_parameter_is_refused_or_lost(given: dict[object, object]) -> None:
+    """Whatever it is, it is JSON afterwards, each key has a name of its own, and kept again it is the same."""
+    kept = plain(given)
+    assert isinstance(kept, dict) and len(kept) == len(given)
+    assert json.loads(json.dumps(kept, allow_nan=False).encode()) == kept
+    assert plain(shown(kept)) == kept
+    for key, value in given.items():
+        if isinstance(key, str) and key.isprintable():
+            assert kept[key] == plain(value)
+
+
+def test_what_a_parameter_holds_may_raise() -> None:
+    """A value that is missing is kept as the error that says so; what cannot be shown, by its class."""
+    kept = plain({"config": Missing(), "layers": ListConfig(), "mute": Mute()})
+    missing = {"type": "LookupError", "repr": "LookupError('missing mandatory value: lr')"}
+    assert isinstance(kept, dict)
+    assert kept["config"]["lr"] == missing and list(kept["config"]) == ["lr", "1"]  # type: ignore[index, call-overload, arg-type]
+    assert [kept["layers"][0], kept["layers"][2]] == [0, 2] and kept["layers"][1]["type"] == "LookupError"  # type: ignore[index, call-overload]
+    assert kept["mute"] == {"type": "Mute", "repr": "<Mute that cannot be shown: RuntimeError>"}
+
+
+def test_keys_that_look_alike_are_told_apart() -> None:
+    """A string keeps its name, whichever comes first."""
+    assert plain({1: "a", "1": "b"}) == {"1 (int)": "a", "1": "b"}
+    assert plain({"1": "b", 1: "a", None: "c", "None": "d"}) == {
+        "1": "b",
+        "1 (int)": "a",
+        "None (NoneType)": "c",
+        "None": "d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ((1, 2), [1, 2]),
+        ({3, 1, 2}, [1, 2, 3]),
+        (frozenset({"b", "a"}), ["a", "b"]),
+        ({"b", 1, None}, ["b", 1, None]),
+        (deque([1, 2]), [1, 2]),
+        (np.arange(3), [0, 1, 2]),
+        (np.array([[0.5, 1.5]], np.float32), [[0.5, 1.5]]),
+        (torch.ones(2, 2, dtype=torch.bfloat16), [[1.0, 1.0], [1.0, 1.0]]),
+        (np.array([2]), 2),
+        (torch.tensor([2.0]), 2.0),
+        (np.array([]), []),
+        ({1: 2}.keys(), [1]),
+    ],
+)
+def test_what_is_like_a_list_is_one(value: object, expected: object) -> None:
+    """Sets in an order that does not change from process to process; arrays of one element are numbers."""
+    assert plain(value) == expected
+
+
+def test_large_arrays_are_told_of() -> None:
+    """Data does not become a parameter: a large array is kept by its repr."""
+    kept = plain({"w": np.zeros(10_001), "n": 2**5000})
+    assert isinstance(kept, dict) and kept["w"]["type"] == "ndarray" and kept["n"]["repr"].startswith("0x1")  # type: ignore[index, call-overload, union-attr]
+    assert len(json.dumps(kept)) < 4000
+
+
 def test_nesting_is_bounded() -> None:
-    """A structure that contains itself is refused rather than followed for ever."""
-    loop: dict[str, object] = {}
+    """What contains itself, once or in many places, has an end: 50 deep, its repr stands for the rest."""
+    loop: dict[str, object] = {"lr": 1}
     loop["again"] = loop
-    with pytest.raises(UsageError):
-        plain(loop)
+    kept, deep = plain(loop), 0
+    while isinstance(kept, dict) and "again" in kept:
+        assert kept["lr"] == 1
+        kept, deep = kept["again"], deep + 1
+    assert deep == 50 and isinstance(kept, dict) and kept["type"] == "dict"
+    loop["and"] = [loop, loop]
+    shared: list[object] = []
+    for _ in range(80):
+        shared = [shared, shared]
+    assert all(len(json.dumps(plain(one))) < 10_000_000 for one in (loop, shared))

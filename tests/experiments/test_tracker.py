@@ -12,6 +12,7 @@ import pytest
 
 from coral.errors import ConflictError, ExperimentNotFoundError, NotFoundError, RefNotFoundError, UsageError
 from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker, Run
+from coral.experiments.local import LocalBackend
 from coral.history import Commit
 from coral.repository import Repository
 
@@ -466,3 +467,76 @@ def test_metadata_is_in_the_json_of_its_point(tracker: ExperimentTracker) -> Non
     run.log("loss", 2.0)
     first, second = json.loads(json.dumps(tracker.end().to_dict(history=True)))["metrics"]
     assert first["metadata"] == {"source": "x"} and "metadata" not in second
+
+
+def test_no_parameter_ends_a_training(tracker: ExperimentTracker) -> None:
+    """What is missing, cannot be shown or looks like another is kept, by whichever door it comes."""
+
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    given = {"1": "a", 1: "b", "mute": Mute(), "sizes": {3, 1}, "weights": np.arange(3), "deep": [[1], (2,)]}
+    kept = {"1": "a", "1 (int)": "b", "sizes": [1, 3], "weights": [0, 1, 2], "deep": [[1], [2]]}
+    run = tracker.start("a", params=given)  # type: ignore[arg-type]
+    run.log_params({"more": given})
+    run.log("loss", 1.0, metadata=given)  # type: ignore[arg-type]
+    run.end()
+    tracker.resume("a", name="b", params=given).end()  # type: ignore[arg-type]
+    found = tracker.get("a")
+    (best,) = tracker.find_best("loss", "min")
+    for params in (run.params, found.params, found.params["more"], best["params"], tracker.get("b").params):
+        assert isinstance(params, dict) and {key: params[key] for key in kept} == kept
+        assert params["mute"]["type"].endswith("Mute")
+    assert {key: found.metrics[0].metadata[key] for key in kept} == kept
+
+
+def test_tags_that_are_key_and_value_are_labels(tracker: ExperimentTracker) -> None:
+    """Wherever tags are given, a mapping's values are not lost; where labels have no place it is refused."""
+    run = tracker.start("a", tags={"team": "nlp", "seed": 1})
+    tracker.add_tags({"stage": "dev"})
+    run.add_tags({"seed": 2})
+    tracker.add_tags(["plain"])
+    labels = {"team": "nlp", "seed": "2", "stage": "dev"}
+    for one in (run, tracker.end(), tracker.get("a")):
+        assert (one.labels, one.tags) == (labels, ["plain"])
+    assert tracker.start("b", tags={"k": "1"}, labels={"k": "2"}).end().labels == {"k": "2"}
+    assert [one.name for one in tracker.list(tags={"team": "nlp", "seed": 2})] == ["a"]
+    assert tracker.list(tags={"team": "vision"}) == []
+    for refuse in (lambda: run.remove_tags({"team": "nlp"}), lambda: tracker.find_best("loss", "min", tags={"a": "b"})):
+        with pytest.raises(UsageError, match="labels"):
+            refuse()
+
+
+@pytest.mark.parametrize("backend", ["files", "", 0, object(), LocalBackend, {}])
+def test_what_is_no_backend_is_refused_at_once(repo: Repository, backend: object) -> None:
+    """By the constructor, not by the first call that needs it."""
+    with pytest.raises(UsageError, match="no backend"):
+        ExperimentTracker(repo, backend=backend)  # type: ignore[arg-type]
+
+
+def test_a_backend_is_used(repo: Repository) -> None:
+    """The one that is given, and none beside it."""
+    backend = LocalBackend(Repository(repo.path.parent / "elsewhere", init=True).storage)
+    ExperimentTracker(repo, backend=backend).start("a").end()
+    assert ExperimentTracker(repo).list() == [] and len(ExperimentTracker(repo, backend=backend).list()) == 1
+
+
+def test_a_runs_own_commit_stands_in_for_its_best_steps(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Where none is linked to that step; it is marked so, and asking for the best weights by metric warns."""
+    tracker.start("a", objective={"loss": "min"})
+    for value in (0.5, 0.1, 0.3):
+        tracker.log("loss", value)
+    made = commit(repo, 3)
+    for end in (lambda: None, lambda: tracker.end(made.commit_hash)):
+        end()
+        (best,) = tracker.find_best("loss")
+        assert (best["best_value"], best["commit_hash"], best["link"]) == (0.1, made.commit_hash, "run")
+    for ask in (lambda: repo.get_all_weights("best:loss"), lambda: tracker.load_best("loss")):
+        with pytest.warns(RuntimeWarning, match=f"{made.commit_hash[:10]} is the commit of run"):
+            assert np.asarray(ask()["w"])[0] == 3
+    finished(tracker, "nothing committed", [0.0])
+    assert (tracker.find_best("loss", "min")[0]["commit_hash"], tracker.find_best("loss", "min")[0]["link"]) == (
+        None,
+        None,
+    )
