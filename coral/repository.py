@@ -166,6 +166,12 @@ class Repository:
         """The enclosing git repository's commit, branch and dirtiness, as they were when this object was made."""
         return self._provenance.state
 
+    @property
+    def author(self) -> str | None:
+        """Who commits when the call does not say: whom the configuration names, else the user of the git repository
+        around this one; None for nobody known."""
+        return self.config.author or self._provenance.author
+
     # -- stage
 
     def stage_weights(
@@ -368,7 +374,7 @@ class Repository:
 
         Args:
             message: why.
-            author: ``Name <email>`` or a name; None takes the configuration's, else ``coral``.
+            author: ``Name <email>`` or a name; None takes :attr:`author`, else ``coral``.
             tags: names for the commit.
             metadata: JSON to keep with the commit.
             allow_empty: commit even when nothing changed.
@@ -416,7 +422,7 @@ class Repository:
         trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
         for observer in list(self._observers):
             trailers.update(observer.trailers(step=step, metrics=metrics))
-        return Draft(message, author or self.config.author or _DEFAULT_AUTHOR, trailers, allow_empty)
+        return Draft(message, author or self.author or _DEFAULT_AUTHOR, trailers, allow_empty)
 
     def _signer(self, sign: bool | str) -> Callable[[bytes], str] | None:
         if not sign:
@@ -493,6 +499,8 @@ class Repository:
         **state: object,
     ) -> Commit | PendingCommit:
         """Commit a whole training checkpoint in one call: weights, optimizer, scheduler, random number generators.
+
+        The author is that of :meth:`commit`.
 
         Args:
             model: a module, or a mapping of names to tensors.

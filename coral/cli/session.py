@@ -66,8 +66,11 @@ pass_session = click.make_pass_decorator(Session, ensure=True)
 
 
 def author_for(repo: Repository, given: str | None) -> str | None:
-    """Who commits: the option, the environment, the repository's settings, git's identity; None for nobody known."""
-    known = given or os.environ.get("CORAL_AUTHOR") or repo.config.author
+    """Who commits: the option, the environment, whom the library knows; None for nobody known.
+
+    Outside of a git repository, where the library asks nobody, git says whom the user's own settings name.
+    """
+    known = given or os.environ.get("CORAL_AUTHOR") or repo.author
     if known:
         return known
     from coral.git.enclosing import identity

@@ -27,6 +27,7 @@ _FIELDS = {"1 ": (3, 6, 5, 8), "u ": (4, 8, 6, 10)}
 _LINK, _NO_FILE = "120000", "000000"
 _READ_BYTES = 16 << 20
 _HASH = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
+_NO_NAME = re.compile(r"[\x00-\x20.,:;<>\"\\']*", re.ASCII)
 _HEADER = re.compile(r"\s*\[\s*([^\]]*?)\s*\]")
 _LOCAL_FILTERS = ("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\..*\.(clean|process)$")
 _OWN_SCOPES = ("local", "worktree")
@@ -178,14 +179,15 @@ def code_subject(path: Path, commit_hash: str) -> str | None:
 
 
 def identity(path: Path) -> str | None:
-    """``Name <email>`` as git would commit with at a path; None when git knows no name."""
+    """``Name <email>`` as git would commit with at a path; None when git knows no name, or none that it would take."""
     start = Path(os.path.abspath(path))
     folder = next((folder for folder in (start, *start.parents) if folder.is_dir()), start)
     text = ask(folder, ["config", "--null", "--get-regexp", r"^user\.(name|email)$"])
-    pairs = (item.partition("\n") for item in (text or "").split("\0"))
+    known = (text or "").encode(errors="surrogateescape").decode(errors="replace")
+    pairs = (item.partition("\n") for item in known.split("\0"))
     found = {key: value.strip() for key, _, value in pairs}
     name, email = found.get("user.name", ""), found.get("user.email", "")
-    if not name:
+    if _NO_NAME.fullmatch(name):
         return None
     return f"{name} <{email}>" if email else name
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from coral import pool
 from coral.errors import RefNotFoundError
-from coral.git.enclosing import CodeState, code_commit, code_state, find_git
+from coral.git.enclosing import CodeState, code_commit, code_state, find_git, identity
 from coral.history import Commit, History
 
 _HASH = re.compile(r"[0-9a-f]{4,64}", re.ASCII)
@@ -48,6 +49,11 @@ class Provenance:
         if not self._done:
             self._capture()
         return self._state
+
+    @cached_property
+    def author(self) -> str | None:
+        """Who commits code there, asked of git once; None outside of a git repository, or when git does not know."""
+        return identity(self._project) if find_git(self._project) is not None else None
 
     def _capture(self) -> None:
         self._state = code_state(self._project) if find_git(self._project) is not None else None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from coral import Repository
+from coral.cli import main
 from coral.errors import RefNotFoundError
 from tests.repository.helpers import commit, git
 
@@ -135,3 +140,63 @@ def test_a_hostile_configuration_is_not_run(code: Path) -> None:
     assert commit(repo, 1).code_commit is not None
     assert not marker.exists()
     assert commit(Repository(code), 2).code_dirty is True and not marker.exists()
+
+
+def _user(monkeypatch: pytest.MonkeyPatch, code: Path, name: str, email: str = "") -> None:
+    """Name a user to git, for whom git's own variables do not speak."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(code.parent / "gitconfig"))
+    git(code, "config", "--global", "user.name", name)
+    git(code, "config", "--global", "user.email", email)
+
+
+def test_the_author_is_the_one_of_the_code(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """commit and save, beside the program or not, and the shell: what is said, else the configuration's, else git's."""
+    _user(monkeypatch, code, "Gina", "gina@example.org")
+    repo, expected = Repository(code, init=True), "Gina <gina@example.org>"
+    assert repo.author == commit(repo, 1).author == expected
+    assert repo.save({"w": np.zeros(3)}).author == expected
+    assert repo.save({"w": np.ones(3)}, wait=False).result().author == expected
+    monkeypatch.chdir(code)
+    assert CliRunner().invoke(main, ["commit", "-m", "x", "--allow-empty"]).exit_code == 0
+    assert next(repo.log()).author == expected
+    git(code, "config", "user.name", "Here")
+    assert repo.author == expected, "it is asked once"
+    assert Repository(code).author == "Here <gina@example.org>"
+    assert repo.commit("x", "Eve", allow_empty=True).author == "Eve"
+    settings = repo.coral_dir / "config.toml"
+    settings.write_text(settings.read_text() + '\n[user]\nauthor = "Carl"\n')
+    assert commit(Repository(code), 5).author == "Carl"
+
+
+@pytest.mark.parametrize("name", ["", " ", "<>", "...", "\udcff", "Ada <ada@x> Lovelace", "x" * 2000])
+def test_a_name_that_git_would_not_take_ends_no_training(
+    code: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever git has been told, the commit lands."""
+    _user(monkeypatch, code, name)
+    assert commit(Repository(code, init=True), 1).author
+
+
+def test_outside_of_git_nobody_is_asked(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The library does not look into the home folder."""
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    (tmp_path / "gitconfig").write_text("[user]\nname = Gina\n")
+    repo = Repository(project, init=True)
+    assert (repo.author, commit(repo, 1).author) == (None, "coral")
+
+
+def test_a_training_loop_starts_no_git(code: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever has to be asked of git is asked by the first commit."""
+    log, real = tmp_path / "calls", shutil.which("git")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "git"
+    shim.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {real} "$@"\n')
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", str(shim.parent), prepend=os.pathsep)
+    repo = Repository(code, init=True)
+    commit(repo, 0)
+    asked = log.read_text()
+    for value in range(1, 4):
+        repo.save({"w": np.full(3, value)}, step=value)
+        commit(repo, value)
+    assert asked and log.read_text() == asked
