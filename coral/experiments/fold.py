@@ -15,7 +15,7 @@ from coral.experiments.experiment import (
     from_ms,
 )
 from coral.experiments.journal import Event
-from coral.experiments.scalars import LAST_MS, MAX_STEP, Json, merge, plain, shown, untagged
+from coral.experiments.scalars import LAST_MS, MAX_STEP, Json, checked, merge, plain, shown, untagged
 from coral.format.names import check_part_name
 from coral.ids import is_content_ref
 
@@ -58,14 +58,14 @@ class Fold:
         step, metadata = event.get("s"), event.get("d")
         if step.__class__ is not int or abs(step) > MAX_STEP:
             step = _step(step)
-        extra = _object(plain(metadata)) if metadata else None
+        extra = _object(plain(checked(metadata))) if metadata else None
         values = _object(event["v"]).items()
         points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
         for name, value in points:
             self.history.append(name, value, step, time_ms, extra)
 
     def _params(self, event: Event, time_ms: int) -> None:
-        change = shown(_object(plain(event["v"])))
+        change = shown(_object(plain(checked(event["v"]))))
         self.experiment.params = merge(self.experiment.params, change)
         self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
 
@@ -108,7 +108,7 @@ class Fold:
 
     def _end(self, event: Event, time_ms: int) -> None:
         status, failure, run = ExperimentStatus(str(event["status"])), event.get("failure"), self.experiment
-        failure = _object(plain(failure)) if failure else None
+        failure = _object(plain(checked(failure))) if failure else None
         run.status, run.failure, run.ended_at = status, failure, from_ms(time_ms)
         if event.get("commit"):
             run.commit_hash = str(event["commit"])

@@ -28,7 +28,8 @@ from coral.experiments.experiment import (
 from coral.experiments.fold import Fold, artifact
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
-from coral.experiments.scalars import MAX_STEP, Json, metric_name, number, plain, tagged, whole
+from coral.experiments.scalars import MAX_STEP, Json, metric_name, number, plain, tagged, text, whole
+from coral.live import Live
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _FOLDING_SECONDS = 0.1
 
 
-class Run(Experiment):
+class Run(Live, Experiment):
     """A run that is being recorded; ``start`` and ``attach`` return one.
 
     Any thread may log to it. Logging never raises because of the disk (see ``degraded``); it raises UsageError for
@@ -250,12 +251,12 @@ class Run(Experiment):
         A commit under way is waited for; if it fails, the next one tells, or the exit.
         """
         self.repo.pending_failure()  # not raised: it would hide the error that the program is handling
-        failure: endings.Failure = {"kind": "error", "message": plain(error_message) if error_message else None}
+        failure: endings.Failure = {"kind": "error", "message": text(error_message) if error_message else None}
         return self._end(ExperimentStatus.FAILED, failure)
 
     def cancel(self, reason: str | None = None) -> Experiment:
         """End the run as CANCELLED, unless it has ended. Raises ConflictError as :meth:`end` does."""
-        failure: endings.Failure | None = {"kind": "cancelled", "message": plain(reason)} if reason else None
+        failure: endings.Failure | None = {"kind": "cancelled", "message": text(reason)} if reason else None
         return self._end(ExperimentStatus.CANCELLED, failure)
 
     @threads.uninterrupted

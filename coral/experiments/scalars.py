@@ -8,7 +8,7 @@ import operator
 import reprlib
 from collections import UserString
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex, TypeGuard
 
 from coral.errors import UnsupportedValueError, UsageError
 
@@ -99,6 +99,21 @@ def plain(value: object) -> Json:
     return _Plain().of(value, 0)
 
 
+def text(value: object) -> str:
+    """What a message says, whatever it was given as."""
+    return _clean(_told(value, str))
+
+
+def checked(data: Json, *, levels: int = _MAX_DEPTH + 1) -> Json:
+    """What a file says of a parameter, as it is. Raises ValueError when :func:`plain` leaves nothing nested so deep."""
+    if isinstance(data, (dict, list)):
+        if levels == 0:
+            raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        for item in data.values() if isinstance(data, dict) else data:
+            checked(item, levels=levels - 1)
+    return data
+
+
 class _Plain:
     """Turns one parameter into JSON; whatever its objects raise does not get out of here."""
 
@@ -126,7 +141,7 @@ class _Plain:
         if depth < _MAX_DEPTH and self._too_deep_left > 0:
             return self._of_container(value, depth + 1)
         self._too_deep_left -= 1
-        return _stand_in(value)
+        return value if _is_stand_in(value) else _stand_in(value)
 
     def _of_container(self, value: object, depth: int) -> Json:
         if isinstance(value, Mapping):
@@ -171,6 +186,10 @@ def _in_order(items: list[Json]) -> list[Json]:
         return sorted(items)  # type: ignore[type-var]
     except TypeError:
         return sorted(items, key=lambda item: json.dumps(item, sort_keys=True))
+
+
+def _is_stand_in(value: object) -> TypeGuard[dict[str, Json]]:
+    return type(value) is dict and value.keys() == {"type", "repr"} and all(type(one) is str for one in value.values())
 
 
 def _stand_in(value: object) -> Json:

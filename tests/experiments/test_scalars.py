@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.errors import UnsupportedValueError, UsageError
-from coral.experiments.scalars import flatten, merge, number, plain, shown, whole
+from coral.experiments.scalars import checked, flatten, merge, number, plain, shown, whole
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,9 @@ def test_nesting_is_bounded() -> None:
         assert kept["lr"] == 1
         kept, deep = kept["again"], deep + 1
     assert deep == 50 and isinstance(kept, dict) and kept["type"] == "dict"
+    assert plain(plain(loop)) == plain(loop) == checked(plain(loop))
+    with pytest.raises(ValueError, match="nested"):
+        checked([plain(loop)])
     loop["and"] = [loop, loop]
     shared: list[object] = []
     for _ in range(80):
