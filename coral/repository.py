@@ -27,6 +27,7 @@ from coral.format.manifest import Manifest, TensorRecord
 from coral.format.names import check_ref, check_ref_name
 from coral.git.enclosing import CodeState
 from coral.history import Commit, History
+from coral.live import Live
 from coral.verbs import layout, signals
 from coral.verbs.commit import CommitObserver, Draft, build_trailers
 from coral.verbs.config import Config
@@ -97,7 +98,7 @@ class CommitDetails:
     diff: Diff
 
 
-class Repository:
+class Repository(Live):
     """A folder's history of weights.
 
     One object belongs to one line of work: its staging is its own, and its commits land on the branch that HEAD was

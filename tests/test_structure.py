@@ -24,7 +24,7 @@ STANDARD = sys.stdlib_module_names
 
 FLOORS: dict[str, float] = {
     **dict.fromkeys(("errors", "forks", "ids"), 0),
-    "pool": 0.3,
+    **dict.fromkeys(("live", "pool"), 0.3),
     "threads": 0.6,
     **dict.fromkeys(("format", "storage", "git"), 1),
     **dict.fromkeys(("objects", "history", "containers"), 2),

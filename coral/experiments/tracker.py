@@ -37,6 +37,7 @@ from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_objective, as_params, as_tags
 from coral.experiments.scalars import Json, merge, shown
+from coral.live import Live
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Status = ExperimentStatus | str | Iterable[ExperimentStatus | str]
 
 
-class ExperimentTracker:
+class ExperimentTracker(Live):
     """Records runs of a repository, and finds them again.
 
     One tracker has at most one active run; runs at the same time take a tracker and a Repository each.

@@ -18,6 +18,7 @@ from coral.format.dtypes import item_bytes
 from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_LIST, MAX_DEPTH, Entry
 from coral.ids import ID_BYTES, ChunkId, ContentRef, chunk_id, list_id
+from coral.live import Live
 from coral.objects.packs import PackSet
 from coral.objects.parent import Memory
 from coral.objects.scratch import Scratch
@@ -59,7 +60,7 @@ class _Attempt(NamedTuple):
     failed: set[tuple[ChunkId, int]]
 
 
-class ChunkStore:
+class ChunkStore(Live):
     """Content ids to bytes.
 
     Args:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from coral import forks, pool, threads
 from coral.errors import ConflictError
+from coral.live import Live
 from coral.verbs import signals
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     Make = Callable[[Callable[[], None]], Commit]
 
 
-class PendingCommit:
+class PendingCommit(Live):
     """A commit on its way; it is made whole or not at all, whether or not anybody asks for it.
 
     Attributes:
