@@ -1,4 +1,4 @@
-"""The tracker as users were promised it: start, log, end, list, compare, find the best, resume, delete."""
+"""The tracker: start, log, end, list, compare, find the best, resume, delete; more than what was printed of them."""
 
 from __future__ import annotations
 
@@ -59,15 +59,6 @@ def test_the_basic_workflow(repo: Repository, tracker: ExperimentTracker) -> Non
         assert isinstance(one.metrics[-1], ExperimentMetric) and isinstance(one.metrics[0].timestamp, datetime)
         assert one.get_latest_metric("nope") is None and one.get_best_metric("nope", "min") is None
     assert made.run_id == run.experiment_id
-
-
-def test_an_experiment_can_be_made_by_hand() -> None:
-    """The dataclass works without a tracker, with a plain list of metrics."""
-    exp = Experiment("abc123def456", "x", metrics=[ExperimentMetric("loss", 2.0, 1), ExperimentMetric("loss", 1.0, 2)])
-    assert exp.status is ExperimentStatus.PENDING and exp.duration is None
-    best = exp.get_best_metric("loss", mode="min")
-    assert best is not None and best.step == 2
-    assert exp.metric_names == ["loss"]
 
 
 def test_a_run_as_json(repo: Repository, tracker: ExperimentTracker) -> None:
@@ -280,17 +271,6 @@ def test_compare(tracker: ExperimentTracker) -> None:
         "x": {a.experiment_id: None, b.experiment_id: 1},
     }
     assert compared["params_same"] == {"opt.wd": 0}
-
-
-def test_get_summary(tracker: ExperimentTracker) -> None:
-    """Counts by status, names, branches and points."""
-    finished(tracker, "a", [1.0, 2.0])
-    finished(tracker, "a", [1.0])
-    tracker.start("b").fail()
-    summary = tracker.get_summary()
-    assert summary["total_experiments"] == 3 and summary["unique_names"] == 2
-    assert summary["by_status"] == {"pending": 0, "running": 0, "completed": 2, "failed": 1, "cancelled": 0}
-    assert summary["total_metrics_logged"] == 3 and summary["branches"] == ["main"]
 
 
 def test_resume_opens_a_child_at_the_last_linked_commit(repo: Repository, tracker: ExperimentTracker) -> None:
