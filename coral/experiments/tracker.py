@@ -91,7 +91,7 @@ class ExperimentTracker(Live):
         block around the training would not.
 
         Args:
-            params: may be nested; queries name the inner ones by dotted path. None is refused: what has no place in
+            params: may be nested; queries name the inner ones by dotted path. Any value will do: what has no place in
                 JSON is kept by its repr.
             tags: of a mapping, each key and value is a label.
             group: a path such as ``vision/resnet``.
