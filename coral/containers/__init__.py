@@ -204,4 +204,6 @@ def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView
     """
     if manifest.container == "torch":
         return torchzip.views(manifest, _needed(skeleton))
+    if manifest.container in ("npy", "npz"):
+        return npy.views(manifest, _needed(skeleton))
     return {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}

@@ -1,24 +1,36 @@
-"""numpy's own files: one array after a short header (``.npy``), or an archive of such (``.npz``, stored)."""
+"""numpy's own files: one array after a short header (``.npy``), or an archive of such (``.npz``, stored).
+
+A record bears an array's name only where its bytes are the array's elements in C order. Those of an array in Fortran
+order are its transpose, the record ``NAME.T``; those of a type that coral lacks are the record ``NAME.bytes``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Final, NamedTuple
 
 from coral.containers import zips
-from coral.containers.file import Output, Parsed, ReadRecords, write_record
+from coral.containers.file import Output, Parsed, ReadRecords, TensorView, write_record
 from coral.containers.source import FileRange, FileSource
-from coral.containers.zips import Member, NotThisError, Span
+from coral.containers.zips import Member, NotThisError, Skeleton, Span
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
-from coral.format.manifest import Manifest
+from coral.format.manifest import Manifest, TensorRecord
 
 ARRAY_NAME: Final = "array"
 """The name of the one array of a ``.npy`` file."""
 
 SKELETON_LIMIT: Final = 1 << 16
 """Most bytes before an array; one that starts later is kept whole."""
+
+TRANSPOSED: Final = ".T"
+"""What follows the name of an array in Fortran order."""
+
+RAW: Final = ".bytes"
+"""What follows the name of an array that is big-endian, or of a type that is not coral's."""
 
 _MAGIC = b"\x93NUMPY"
 _SUFFIX = ".npy"
@@ -45,6 +57,9 @@ _DESCRIPTIONS: Final = {
 
 
 class _Array(NamedTuple):
+    """An array as it is kept, under its name with this suffix; its bytes begin at ``start``."""
+
+    suffix: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -57,24 +72,25 @@ def looks_like_npy(data: FileRange) -> bool:
 
 def parse_npy(data: FileRange) -> Parsed:
     """Take a ``.npy`` file apart. Raises NotThisError when it is not a whole one."""
-    dtype, shape, start = _read_header(data)
-    array = FileSource(ARRAY_NAME, dtype, shape, data.part(start, len(data)))
+    suffix, dtype, shape, start = _read_header(data)
+    array = FileSource(ARRAY_NAME + suffix, dtype, shape, data.part(start, len(data)))
     return Parsed("npy", data.read(0, start), (), [array])
 
 
 def parse_npz(data: FileRange, members: Sequence[Member]) -> Parsed:
     """Take a ``.npz`` archive apart; its compressed members stay in the skeleton. Raises NotThisError."""
-    spans, sources = [], []
+    spans, sources, names = [], [], set()
     for member in members:
         content = data.part(member.start, member.stop)
         if not member.name.endswith(_SUFFIX) or not looks_like_npy(content):
             continue
-        dtype, shape, start = _read_header(content)
-        name = member.name.removesuffix(_SUFFIX)
+        names.add(member.name)
+        suffix, dtype, shape, start = _read_header(content)
+        name = member.name.removesuffix(_SUFFIX) + suffix
         spans.append(Span(name, member.start + start, start, member))
         sources.append(FileSource(name, dtype, shape, content.part(start, len(content))))
-    if len({source.name for source in sources}) != len(sources):
-        raise NotThisError("a member stands twice")
+    if not len(names) == len({source.name for source in sources}) == len(sources):
+        raise NotThisError("two of its arrays would have one name")
     return Parsed("npz", zips.make_skeleton(data, spans), (), sources)
 
 
@@ -86,19 +102,61 @@ def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Out
     write_record(manifest.records[0], read(manifest.records), out.write)
 
 
+def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
+    """The arrays of a file, by name; one in Fortran order is a view of its transpose. Raises FormatError."""
+    found = {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}
+    if any(name.endswith(TRANSPOSED) for name in found):
+        for name, header in _headers(manifest, skeleton):
+            own = name.removesuffix(TRANSPOSED)
+            if own not in found and _is_transposed(manifest[name], header):
+                record = found.pop(name)
+                shape = record.shape[::-1]
+                stride = tuple(accumulate(shape[:-1], mul, initial=1))
+                found[own] = TensorView(own, name, record.dtype, shape, stride)
+    return found
+
+
+def _headers(manifest: Manifest, skeleton: bytes) -> Iterator[tuple[str, bytes]]:
+    if manifest.container == "npy":
+        yield from ((record.name, skeleton) for record in manifest.records)
+        return
+    parts = Skeleton.from_bytes(skeleton, zips.lengths(manifest))
+    for name, start, prefix, _ in parts.places:
+        yield name, parts.read_literal(start - prefix, start)
+
+
+def _is_transposed(record: TensorRecord, header: bytes) -> bool:
+    """Whether a record is what :func:`_parse` makes of an array in Fortran order."""
+    return _parse(header, record.nbytes)[:3] == (TRANSPOSED, *record[1:3])
+
+
 def _read_header(data: FileRange) -> _Array:
-    """Dtype, shape and start of an array; as plain bytes when its type or order is not coral's."""
-    major = data.read(6, 7)
+    """An array as it is to be kept."""
+    start = _header_end(data.read(0, 12))
+    if start > min(len(data), SKELETON_LIMIT):
+        raise NotThisError("its .npy header is damaged")
+    return _parse(data.read(0, start), len(data) - start)
+
+
+def _header_end(head: bytes) -> int:
+    major = head[6:7]
+    if major not in (b"\1", b"\2", b"\3"):
+        raise NotThisError("its .npy header is of an unknown version")
     width = 2 if major == b"\1" else 4
-    start = 8 + width + int.from_bytes(data.read(8, 8 + width), "little")
-    if major not in (b"\1", b"\2", b"\3") or start > min(len(data), SKELETON_LIMIT):
-        raise NotThisError("a damaged .npy header")
-    raw = _Array("U8", (len(data) - start,), start)
-    match = _HEADER.fullmatch(data.read(8 + width, start))
-    if match is None or match[1] not in _DESCRIPTIONS or match[2] == b"True":
+    return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+
+
+def _parse(header: bytes, nbytes: int) -> _Array:
+    """What an array is kept as that has this header, and so many bytes."""
+    start = len(header)
+    raw = _Array(RAW, "U8", (nbytes,), start)
+    match = _HEADER.fullmatch(header, 10 if header[6:7] == b"\1" else 12)
+    if match is None or match[1] not in _DESCRIPTIONS:
         return raw
     dtype = _DESCRIPTIONS[match[1]]
     shape = tuple(int(length) for length in match[3].split(b",") if length.strip())
-    if len(shape) > 64 or BITS[dtype] % 8 or byte_count(dtype, shape) != len(data) - start:
+    if len(shape) > 64 or BITS[dtype] % 8 or byte_count(dtype, shape) != nbytes:
         return raw
-    return _Array(dtype, shape, start)
+    if match[2] == b"True" and len(shape) > 1:
+        return _Array(TRANSPOSED, dtype, shape[::-1], start)
+    return _Array("", dtype, shape, start)

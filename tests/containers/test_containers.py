@@ -114,43 +114,6 @@ def test_every_dtype_and_protocol_of_torch(tmp_path: Path, dtype: torch.dtype, p
     assert container == "torch" and found["w"].shape == (2, tensor.shape[1] * factor) and found["w"].stride is None
 
 
-class Evil:
-    """Would create a file if its pickle were executed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.path), "w")
-
-
-def unusual(tmp_path: Path) -> dict[str, object]:
-    """Values that torch saves but that are no plain tensors in plain containers."""
-    storage = torch.ones(4).untyped_storage()
-    nested: list[Any] = [torch.ones(1)]
-    for _ in range(300):
-        nested = [nested]
-    return {
-        "evil": {"w": torch.ones(3), "x": Evil(tmp_path / "executed")},
-        "module": torch.nn.Linear(2, 2),
-        "sparse": torch.eye(3).to_sparse(),
-        "complex128": torch.zeros(2, dtype=torch.complex128),
-        "conj": torch.ones(2, dtype=torch.complex64).conj(),
-        "storage": storage,
-        "deep": nested,
-        "class": {"w": torch.ones(3), "x": Path},
-    }
-
-
-@pytest.mark.parametrize("kind", unusual(Path()))
-def test_other_pickles_are_kept_whole_and_never_executed(tmp_path: Path, kind: str) -> None:
-    """What is not understood is opaque, and no byte of it runs."""
-    path = saved(unusual(tmp_path)[kind], tmp_path / "x.pt")
-    container, found = roundtrip(path)
-    assert container == "opaque" and list(found) == ["data"]
-    assert not (tmp_path / "executed").exists()
-
-
 def test_crafted_pickles_are_refused(tmp_path: Path) -> None:
     """Broken, endless and exploding pickles end quickly in an opaque file."""
     bomb: list[Any] = [1]
@@ -174,7 +137,7 @@ def test_crafted_pickles_are_refused(tmp_path: Path) -> None:
             for info in source.infolist():
                 sink.writestr(info.filename, crafted if info.filename.endswith("data.pkl") else source.read(info))
         container, _ = roundtrip(target)
-        assert container == "opaque" or crafted == shared
+        assert container == "opaque" or crafted in (shared, tuples)
 
 
 def test_archives_that_differ_in_what_is_derived(tmp_path: Path) -> None:
@@ -199,17 +162,14 @@ def test_archives_that_differ_in_what_is_derived(tmp_path: Path) -> None:
     assert roundtrip(zipped)[0] == "torch"
 
 
-def test_big_endian_and_legacy_files_are_opaque(tmp_path: Path) -> None:
-    """A big-endian archive, the format before zips, and bare pickles are kept whole."""
+def test_big_endian_archives_and_bare_pickles_are_opaque(tmp_path: Path) -> None:
+    """A big-endian archive and a pickle without an archive are kept whole."""
     path = saved({"w": torch.ones(2)}, tmp_path / "x.pt")
     swapped = tmp_path / "big.pt"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(swapped, "w") as sink:
         for info in source.infolist():
             sink.writestr(info.filename, b"big" if info.filename.endswith("byteorder") else source.read(info))
     assert roundtrip(swapped)[0] == "opaque"
-    assert (
-        roundtrip(saved({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False))[0] == "opaque"
-    )
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": 1}))
     assert roundtrip(tmp_path / "x.pkl")[0] == "opaque"
 
@@ -220,20 +180,78 @@ ARRAYS = [
     (np.zeros((0, 4), "u1"), "U8", (0, 4)),
     (np.ones(3, bool), "BOOL", (3,)),
     (np.ones(2, "<c8"), "C64", (2,)),
-    (np.arange(4, dtype=">f4"), "U8", (16,)),
-    (np.asfortranarray(np.arange(6.0).reshape(2, 3)), "U8", (48,)),
-    (np.array(["ab"]), "U8", (8,)),
-    (np.ones(2, "<c16"), "U8", (32,)),
-    (np.zeros(2, [("a", "<f4"), ("b", "<i2")]), "U8", (12,)),
+]
+FOREIGN: list[Any] = [
+    np.arange(4, dtype=">f4"),
+    np.array(["ab"]),
+    np.ones(2, "<c16"),
+    np.ones(2, np.longdouble),
+    np.array(["2020-01-01"], "M8[D]"),
+    np.zeros(2, [("a", "<f4"), ("b", "<i2")]),
+    np.array([{}], object),
 ]
 
 
-@pytest.mark.parametrize(("array", "dtype", "shape"), ARRAYS, ids=lambda value: str(getattr(value, "dtype", value)))
+def label(value: object) -> str:
+    return str(getattr(value, "dtype", value))
+
+
+@pytest.mark.parametrize(("array", "dtype", "shape"), ARRAYS, ids=label)
 def test_npy(tmp_path: Path, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
-    """An array of a known type in C order is a tensor; any other is its bytes."""
+    """An array of a known type in C order is a record of its name."""
     np.save(tmp_path / "x.npy", array)
     container, found = roundtrip(tmp_path / "x.npy")
-    assert container == "npy" and found["array"][2:4] == (dtype, shape)
+    assert container == "npy" and found == {"array": TensorView("array", "array", dtype, shape)}
+
+
+@pytest.mark.parametrize("array", FOREIGN, ids=label)
+def test_an_array_of_another_type_is_no_tensor_of_its_name(tmp_path: Path, array: Any) -> None:
+    """What coral has no dtype for is bytes, under a name that says so; in an archive too."""
+    np.save(tmp_path / "x.npy", array)
+    container, found = roundtrip(tmp_path / "x.npy")
+    assert container == "npy" and list(found) == ["array.bytes"] and found["array.bytes"].dtype == "U8"
+    np.savez(tmp_path / "x.npz", plain=np.ones(3), odd=array)
+    container, found = roundtrip(tmp_path / "x.npz")
+    assert container == "npz" and found.keys() == {"plain", "odd.bytes"}
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=5).map(tuple),
+    axes=st.randoms(use_true_random=False),
+    kind=st.sampled_from(["f4", "u1", "i8", "c8", "?"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_arrays_of_any_order_come_back_as_they_are(
+    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], axes: random.Random, kind: str
+) -> None:
+    """An array in whatever order is shown with its own dtype, shape and elements; in an archive too."""
+    from coral.verbs.frameworks import NUMPY
+
+    order = axes.sample(range(len(shape)), len(shape))
+    plain = np.arange(int(np.prod(shape))).reshape([shape[axis] for axis in order]).astype(kind)
+    array = plain.transpose(np.argsort(order)) if shape else plain
+    folder = tmp_path_factory.getbasetemp()
+    np.save(folder / "x.npy", array)
+    np.savez(folder / "x.npz", array=array, other=array.T)
+    for path in (folder / "x.npy", folder / "x.npz"):
+        roundtrip(path)
+        with parse(path) as parsed:
+            manifest, contents = kept(parsed)
+            for name, view in views(manifest, parsed.skeleton).items():
+                record = manifest[view.record_name]
+                whole, data = NUMPY.empty(record.dtype, record.shape)
+                data[:] = contents[record.name]
+                got = NUMPY.view(whole, view.shape, view.stride, view.offset) if view.stride else whole
+                expected = array.T if name == "other" else array
+                assert isinstance(got, np.ndarray) and got.dtype == expected.dtype and got.shape == expected.shape
+                assert np.array_equal(got, expected)
+
+
+def test_arrays_whose_records_would_have_one_name(tmp_path: Path) -> None:
+    """An array that is called as another one's transpose: the archive is kept whole."""
+    arrays: dict[str, Any] = {"a": np.asfortranarray(np.ones((2, 3))), "a.T": np.ones(2)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert roundtrip(tmp_path / "x.npz")[0] == "opaque"
 
 
 def test_npz(tmp_path: Path) -> None:
