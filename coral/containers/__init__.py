@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from coral.containers import npy, promises, safetensors, torchzip, zips
+from coral.containers import npy, promises, safetensors, torchfile, torchlegacy, torchzip, zips
 from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView, write_record
 from coral.containers.promises import Promise, is_model_name, promise_of
 from coral.containers.source import (
@@ -95,7 +95,7 @@ def broken_promise(content: bytes, name: str) -> str:
 
 def begins_with_its_index(head: bytes) -> bool:
     """Whether a file that begins with these bytes can be taken apart from front to back, as it comes."""
-    return not head.startswith(zips.MEMBER_SIGNATURE)
+    return not head.startswith(zips.MEMBER_SIGNATURE) and not torchlegacy.begins_legacy(head)
 
 
 def _parse_named(data: FileRange, name: str, *, keeps_broken: bool) -> Parsed:
@@ -130,18 +130,12 @@ def _parse_content(data: FileRange, promise: Promise | None) -> Parsed:
 def _parse_archive(data: FileRange) -> Parsed:
     if npy.looks_like_npy(data):
         return npy.parse_npy(data)
+    if torchlegacy.looks_like_legacy(data):
+        return torchlegacy.parse(data)
     if not zips.is_zip(data):
         raise NotThisError("no known container")
     members = zips.stored_members(data)
-    try:
-        return torchzip.parse(data, members)
-    except NotThisError as no_torch_file:
-        try:
-            return npy.parse_npz(data, members)
-        except NotThisError as no_arrays:
-            # Of two reasons the one about what the archive seems to be.
-            seems_torch = any(member.name.endswith("/data.pkl") for member in members)
-            raise (no_torch_file if seems_torch else no_arrays) from None
+    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, members)
 
 
 def _parse_opaque(data: FileRange) -> Parsed:
@@ -203,7 +197,7 @@ def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView
         FormatError: a skeleton that does not fit its manifest.
     """
     if manifest.container == "torch":
-        return torchzip.views(manifest, _needed(skeleton))
+        return torchfile.views(manifest, _needed(skeleton))
     if manifest.container in ("npy", "npz"):
         return npy.views(manifest, _needed(skeleton))
     return {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}

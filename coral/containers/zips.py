@@ -38,6 +38,7 @@ _STORED = 0
 _ENCRYPTED, _HAS_DESCRIPTOR = 0x1, 0x8
 _ID_DIGITS = 20
 _WORD = (1 << 64) - 1
+NO_PICKLE: Final = (0, 0)
 _PIECE = 1 << 20
 
 
@@ -64,7 +65,7 @@ MEMBER_SIGNATURE: Final = b"PK\3\4"
 
 
 class NotThisError(Exception):
-    """The archive is not of the kind that was looked for; it is kept whole."""
+    """The file is not of the kind that was looked for; the message, which continues "kept whole: ", says why."""
 
 
 def is_zip(data: FileRange) -> bool:
@@ -80,12 +81,12 @@ def stored_members(data: FileRange) -> list[Member]:
     """
     try:
         members = sorted(_members(data), key=lambda member: (member.start, member.stop))
-    except (struct.error, UnicodeDecodeError) as error:
-        raise NotThisError(str(error)) from None
+    except (struct.error, UnicodeDecodeError):
+        raise NotThisError("its zip directory is damaged") from None
     end = 0
     for member in members:
         if member.start < end:
-            raise NotThisError("members overlap")
+            raise NotThisError("the members of its archive overlap")
         end = member.stop
     return members
 
@@ -99,7 +100,7 @@ def _members(data: FileRange) -> Iterator[Member]:
         signature, flags, method, stored, size = fields[0], fields[3], fields[4], fields[8], fields[9]
         name_length, extra_length, comment_length, local = fields[10], fields[11], fields[12], fields[16]
         if signature != b"PK\1\2":
-            raise NotThisError("a directory entry is malformed")
+            raise NotThisError("its zip directory is damaged")
         name_at = position + _CENTRAL.size
         extra_at = name_at + name_length
         extra = directory[extra_at : extra_at + extra_length]
@@ -116,7 +117,7 @@ def _directory(data: FileRange) -> tuple[int, int]:
     tail = data.read(tail_at, len(data))
     found_at = tail.rfind(b"PK\5\6")
     if found_at < 0:
-        raise NotThisError("no directory")
+        raise NotThisError("its zip directory is missing, as in a file that is cut short")
     *_, size, start, _ = _END.unpack_from(tail, found_at)
     end_at = tail_at + found_at
     locator = data.read(max(0, end_at - _END64_LOCATOR.size), end_at)
@@ -124,10 +125,10 @@ def _directory(data: FileRange) -> tuple[int, int]:
         end64_at = _END64_LOCATOR.unpack(locator)[2]
         fields = _END64.unpack(data.read(end64_at, end64_at + _END64.size))
         if fields[0] != b"PK\6\6":
-            raise NotThisError("a 64-bit directory is malformed")
+            raise NotThisError("its zip directory is damaged")
         size, start = fields[8], fields[9]
     if start + size > end_at or size > SKELETON_LIMIT:
-        raise NotThisError("the directory lies outside of the file, or is too large")
+        raise NotThisError("its zip directory is damaged, or too large")
     return start, start + size
 
 
@@ -150,7 +151,7 @@ def _member(data: FileRange, name: str, place: tuple[int, int, int], central_crc
     start = local + _LOCAL.size + name_length + extra_length
     stop = start + size
     if signature != MEMBER_SIGNATURE or stop > len(data):
-        raise NotThisError("a member lies outside of the file")
+        raise NotThisError("a member of its archive lies outside of the file")
     crc_fields = [local + 14, central_crc]
     if flags & _HAS_DESCRIPTOR and data.read(stop, stop + 4) == b"PK\7\x08":
         crc_fields.append(stop + 4)
@@ -189,6 +190,7 @@ class Skeleton:
         pickle: where in the archive the pickle lies that names the tensors; (0, 0) for none.
         literal: the bytes between the places, zeros where something is computed.
         lengths: bytes of each place's record; not stored, because the manifest knows them.
+        constants: as ``pickle``, of that of TorchScript's constants.
     """
 
     size: int
@@ -197,6 +199,7 @@ class Skeleton:
     pickle: tuple[int, int]
     literal: bytes
     lengths: tuple[int, ...]
+    constants: tuple[int, int] = NO_PICKLE
 
     def to_bytes(self) -> bytes:
         """The skeleton as it is stored."""
@@ -206,6 +209,8 @@ class Skeleton:
             "places": self.places,
             "hash": self.hash and [*vars(self.hash).values()],
         }
+        if self.constants != NO_PICKLE:
+            head["constants"] = self.constants
         return _MAGIC + json.dumps(head, separators=(",", ":")).encode() + b"\n" + self.literal
 
     @classmethod
@@ -219,10 +224,10 @@ class Skeleton:
             places = tuple(_Place(str(name), _at(s), _at(p), tuple(map(_at, f))) for name, s, p, f in head["places"])
             if len(places) != len(lengths) or {place.name for place in places} != lengths.keys():
                 raise ValueError("it does not list the tensors of its manifest")
-            start, stop = map(_at, head["pickle"])
+            pickle, constants = _range(head["pickle"]), _range(head.get("constants", NO_PICKLE))
             theirs = tuple(lengths[place.name] for place in places)
             literal = data[head_end + 1 :]
-            found = cls(_at(head["size"]), places, _read_hash(head["hash"]), (start, stop), literal, theirs)
+            found = cls(_at(head["size"]), places, _read_hash(head["hash"]), pickle, literal, theirs, constants)
             found._check()
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise FormatError(f"a zip skeleton is malformed: {error}") from None
@@ -238,7 +243,8 @@ class Skeleton:
             raise ValueError("its size is not that of its parts")
         if self.hash is not None and self.hash.at + _ID_DIGITS != self.hash.stop:
             raise ValueError("its hash is not as long as a hash")
-        for at, stop in [*self.holes(), self.pickle, *([(self.hash.start, self.hash.at)] if self.hash else ())]:
+        pickles = self.pickle, self.constants
+        for at, stop in [*self.holes(), *pickles, *([(self.hash.start, self.hash.at)] if self.hash else ())]:
             self.find(at, stop)
 
     @cached_property
@@ -301,6 +307,11 @@ def _at(value: object) -> int:
     return value
 
 
+def _range(value: Iterable[object]) -> tuple[int, int]:
+    start, stop = map(_at, value)
+    return start, stop
+
+
 def _read_hash(value: object) -> _Hash | None:
     if value is None:
         return None
@@ -312,15 +323,19 @@ def _read_hash(value: object) -> _Hash | None:
 
 
 def make_skeleton(
-    data: FileRange, spans: Sequence[Span], *, members: Sequence[Member] = (), pickle: tuple[int, int] = (0, 0)
+    data: FileRange,
+    spans: Sequence[Span],
+    *,
+    members: Sequence[Member] = (),
+    pickles: tuple[tuple[int, int], tuple[int, int]] = (NO_PICKLE, NO_PICKLE),
 ) -> bytes:
-    """The skeleton of an archive.
+    """The skeleton of an archive, or of any file that is tensors with something between them.
 
     Args:
         data: the archive.
         spans: its tensors, in the file's order.
         members: all stored members of a torch archive, in order; empty for any other archive.
-        pickle: where the pickle lies that names the tensors.
+        pickles: where the pickle lies that names the tensors, and that of TorchScript's constants.
 
     Raises:
         NotThisError: there are no tensors, or too much beside them.
@@ -328,23 +343,26 @@ def make_skeleton(
     bounds = [0, *(at for span in spans for at in (span.start, span.member.stop)), len(data)]
     gaps = list(zip(bounds[::2], bounds[1::2], strict=True))
     if not spans or sum(stop - start for start, stop in gaps) > SKELETON_LIMIT:
-        raise NotThisError("no tensors, or little else than other things")
-    crcs = {member.name: _crc_of(data, member) for member in members or [span.member for span in spans]}
+        raise NotThisError("it holds too much beside its tensors" if spans else "it holds no tensors")
+    crcs = {
+        member.name: _crc_of(data, member) if member.crc_fields else 0
+        for member in members or [span.member for span in spans]
+    }
     places = [
         _Place(name, at, prefix, _matching(data, member, crcs[member.name])) for name, at, prefix, member in spans
     ]
     found = _find_hash(data, spans, members, crcs)
     original = b"".join(data.read(start, stop) for start, stop in gaps)
     nbytes = tuple(span.member.stop - span.start for span in spans)
-    whole = Skeleton(len(data), tuple(places), found, pickle, original, nbytes)
+    whole = Skeleton(len(data), tuple(places), found, pickles[0], original, nbytes, pickles[1])
     try:
         stored = _blank(whole).to_bytes()
         if len(stored) > SKELETON_LIMIT:
-            raise NotThisError("too much beside the tensors")
+            raise NotThisError("it holds too much beside its tensors")
         read_back = Skeleton.from_bytes(stored, {span.name: length for span, length in zip(spans, nbytes, strict=True)})
         _check_restores(read_back, original, {span.name: crcs[span.member.name] for span in spans})
     except (ValueError, FormatError) as error:
-        raise NotThisError(str(error)) from None
+        raise NotThisError(f"its archive cannot be put together again: {error}") from None
     return stored
 
 

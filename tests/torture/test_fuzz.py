@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ from coral.testing.processes import Note
 from coral.verbs.config import Config
 from coral.verbs.merge import Merge
 from coral.verbs.state import decode_state, encode_state
+from tests.containers.helpers import kept, rebuilt
 from tests.repository.helpers import weights
 from tests.torture.hostile import BUG, GROWTH, SECONDS
 
@@ -136,12 +138,17 @@ def _safetensors() -> list[bytes]:
 
 
 def _archives() -> list[bytes]:
-    stream, npz, deflated = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    stream, npz, deflated, odd, legacy = (io.BytesIO() for _ in range(5))
     torch.save({**_tensors(), "view": torch.arange(9.0)[2:4], "step": 3}, stream)
-    np.savez(npz, a=np.arange(5), b=np.ones((2, 2), "f4"))
+    value = {"module": torch.nn.Linear(2, 1), "args": Namespace(lr=1, w=torch.ones(2)), "path": Path("x")}
+    torch.save(value, odd)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(value, legacy, _use_new_zipfile_serialization=False)
+    np.savez(npz, a=np.arange(5), b=np.asfortranarray(np.ones((2, 2), "f4")), c=np.ones(2, "c16"))
     with zipfile.ZipFile(deflated, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(1000))
-    return [stream.getvalue(), npz.getvalue(), deflated.getvalue()]
+    return [made.getvalue() for made in (stream, npz, deflated, odd, legacy)]
 
 
 def _parse(data: bytes, *suffixes: str) -> None:
@@ -150,6 +157,10 @@ def _parse(data: bytes, *suffixes: str) -> None:
         with containers.parse_file(BytesFile(data), name=name, keeps_broken=suffix != ".safetensors") as parsed:
             assert len(parsed.tensors) <= len(data) + 1
             assert len(parsed.reason) < 1000
+            manifest, contents = kept(parsed)
+            assert rebuilt(manifest, parsed.skeleton, contents) == data
+            # What was taken apart can be shown.
+            containers.views(manifest, parsed.skeleton)
 
 
 def _promised() -> list[bytes]:
