@@ -134,8 +134,8 @@ def _parse_archive(data: FileRange) -> Parsed:
         return torchlegacy.parse(data)
     if not zips.is_zip(data):
         raise NotThisError("no known container")
-    members = zips.stored_members(data)
-    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, members)
+    members = zips.members_of(data)
+    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, zips.stored(members))
 
 
 def _parse_opaque(data: FileRange) -> Parsed:

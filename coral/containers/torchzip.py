@@ -17,7 +17,8 @@ _BYTE_ORDER = "byteorder"
 
 def is_torch(members: Sequence[Member]) -> bool:
     """Whether an archive has the pickle that torch's archives have."""
-    return any(member.name == _folder(members) + _PICKLE for member in members)
+    stored = zips.stored(members)
+    return any(member.name == _folder(stored) + _PICKLE for member in stored)
 
 
 def parse(data: FileRange, members: Sequence[Member]) -> Parsed:
@@ -26,7 +27,7 @@ def parse(data: FileRange, members: Sequence[Member]) -> Parsed:
     Raises:
         NotThisError: not such an archive, big-endian, or one whose pickle and storages are not sound.
     """
-    by_name = _strip_folder(members)
+    by_name = _strip_folder(zips.stored(members))
     order = by_name.get(_BYTE_ORDER)
     if order is not None and data.read(order.start, min(order.stop, order.start + 8)) != b"little":
         raise NotThisError("it was saved on a big-endian machine")

@@ -43,12 +43,17 @@ _PIECE = 1 << 20
 
 
 class Member(NamedTuple):
-    """A stored member: its bytes are [start, stop) of the file; ``crc_fields`` is where its CRC may stand."""
+    """A member: its bytes are [start, stop) of the file; ``crc_fields`` is where its CRC may stand.
+
+    Attributes:
+        packed_crc: of one that is compressed or encrypted what the directory says; None of one that is stored.
+    """
 
     name: str
     start: int
     stop: int
     crc_fields: tuple[int, ...]
+    packed_crc: int | None = None
 
 
 class Span(NamedTuple):
@@ -73,22 +78,27 @@ def is_zip(data: FileRange) -> bool:
     return data.read(0, len(MEMBER_SIGNATURE)) == MEMBER_SIGNATURE
 
 
-def stored_members(data: FileRange) -> list[Member]:
-    """An archive's stored members, in the file's order. Compressed ones are left out.
+def members_of(data: FileRange) -> list[Member]:
+    """An archive's members, in the file's order.
 
     Raises:
-        NotThisError: not a zip, a damaged one, or one whose members overlap.
+        NotThisError: not a zip, a damaged one, or one whose stored members overlap.
     """
     try:
         members = sorted(_members(data), key=lambda member: (member.start, member.stop))
     except (struct.error, UnicodeDecodeError):
         raise NotThisError("its zip directory is damaged") from None
     end = 0
-    for member in members:
+    for member in stored(members):
         if member.start < end:
             raise NotThisError("the members of its archive overlap")
         end = member.stop
     return members
+
+
+def stored(members: Sequence[Member]) -> list[Member]:
+    """Those of the members that are neither compressed nor encrypted."""
+    return [member for member in members if member.packed_crc is None]
 
 
 def _members(data: FileRange) -> Iterator[Member]:
@@ -105,9 +115,10 @@ def _members(data: FileRange) -> Iterator[Member]:
         extra_at = name_at + name_length
         extra = directory[extra_at : extra_at + extra_length]
         size, stored, local = _widen(extra, size, stored, local)
-        if method == _STORED and stored == size and not flags & _ENCRYPTED:
-            name = directory[name_at:extra_at].decode()
-            yield _member(data, name, (local, size, flags), start + position + 16)
+        name = directory[name_at:extra_at].decode()
+        member = _member(data, name, (local, stored, flags), start + position + 16)
+        is_packed = method != _STORED or stored != size or flags & _ENCRYPTED
+        yield member._replace(packed_crc=fields[7]) if is_packed else member
         position = extra_at + extra_length + comment_length
 
 
@@ -334,7 +345,7 @@ def make_skeleton(
     Args:
         data: the archive.
         spans: its tensors, in the file's order.
-        members: all stored members of a torch archive, in order; empty for any other archive.
+        members: all members of a torch archive, in order; empty for any other archive.
         pickles: where the pickle lies that names the tensors, and that of TorchScript's constants.
 
     Raises:
@@ -344,10 +355,7 @@ def make_skeleton(
     gaps = list(zip(bounds[::2], bounds[1::2], strict=True))
     if not spans or sum(stop - start for start, stop in gaps) > SKELETON_LIMIT:
         raise NotThisError("it holds too much beside its tensors" if spans else "it holds no tensors")
-    crcs = {
-        member.name: _crc_of(data, member) if member.crc_fields else 0
-        for member in members or [span.member for span in spans]
-    }
+    crcs = {member.name: _crc_of(data, member) for member in members or [span.member for span in spans]}
     places = [
         _Place(name, at, prefix, _matching(data, member, crcs[member.name])) for name, at, prefix, member in spans
     ]
@@ -367,6 +375,8 @@ def make_skeleton(
 
 
 def _crc_of(data: FileRange, member: Member) -> int:
+    if member.packed_crc is not None or not member.crc_fields:
+        return member.packed_crc or 0
     crc = 0
     for start in range(member.start, member.stop, _PIECE):
         crc = zlib.crc32(data.read(start, min(start + _PIECE, member.stop)), crc)

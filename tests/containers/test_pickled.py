@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coral.containers import parse, pickled
 from coral.containers.pickled import PICKLE_LIMIT, RefusedError, describe
 from coral.containers.torchfile import read_pickles
+from coral.containers.zips import NotThisError
 from tests.clock import at_most
 from tests.containers.helpers import roundtrip
 
@@ -68,6 +71,23 @@ def test_a_pickle_is_bounded_in_all(kind: str, monkeypatch: pytest.MonkeyPatch) 
     with at_most(5), pytest.raises(RefusedError, match=r"more work than any|is damaged"):
         describe(pickle, "data/")
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 256 << 20
+
+
+STEPS = [TENSOR, OBJECT, b"(", b")", b"]", b"}", b"N", b"K\1", b"X\1\0\0\0w", b"q\0", b"h\0", b"\x85", b"\x86"]
+STEPS += [b"t", b"e", b"a", b"u", b"s", b"b", b"R", b"\x81", b"\x92", b"0", b"1", b"2", b"Q", b"\x8f", b"\x90", b"o"]
+STEPS += [b"d", b"l", b"ca\nb\n", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n", b"ia\nb\n"]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=60))
+@settings(max_examples=400, deadline=None)
+def test_any_opcodes_are_an_answer(steps: list[bytes]) -> None:
+    """Whatever a pickle does in whatever order, it is a description or a refusal."""
+    try:
+        found = read_pickles(b"\x80\x02(" + b"".join(steps) + b"t.")
+    except NotThisError as error:
+        assert "pickle" in str(error)
+    else:
+        assert len({name for name, _ in found.tensors}) == len(found.tensors)
 
 
 def test_objects_that_hold_each_other_are_walked_once() -> None:

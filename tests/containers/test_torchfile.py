@@ -21,12 +21,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coral.containers import TensorView, parse, pickled, views
+from coral.containers import TensorView, begins_with_its_index, parse, pickled, views
 from coral.containers.source import BytesFile, FileRange
 from coral.containers.torchlegacy import looks_like_legacy
 from coral.containers.torchlegacy import parse as parse_legacy
 from coral.containers.torchzip import parse as parse_zip
-from coral.containers.zips import NotThisError, stored_members
+from coral.containers.zips import NotThisError, members_of
 from coral.format.manifest import Manifest
 from tests.containers.helpers import kept, rebuilt, roundtrip
 
@@ -185,7 +185,7 @@ def shown(path: Path) -> Iterator[tuple[TensorView, torch.Tensor]]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("options", [{}, {"pickle_protocol": 4}, LEGACY], ids=["2", "4", "legacy"])
+@pytest.mark.parametrize("options", [{}, {"pickle_protocol": 4}, LEGACY], ids=str)
 def test_an_odd_value_hides_no_other_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any]
 ) -> None:
@@ -199,6 +199,13 @@ def test_an_odd_value_hides_no_other_tensor(
     for name in ("model.weight", "model.bias", "last.0"):
         assert found[name].record_name == name and found[name].stride is None
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_first_binary_protocol(tmp_path: Path) -> None:
+    """Python's older ways to write lists, dicts and objects are read, too."""
+    torch.save(checkpoint([argparse.Namespace(w=W), Circle(W)]), tmp_path / "x.pt", pickle_protocol=1)
+    names = ["model.weight", "model.bias", "x.0.w", "x.1.w", "last.0"]
+    assert list(roundtrip(tmp_path / "x.pt")[1]) == names
 
 
 @pytest.mark.parametrize(
@@ -252,7 +259,8 @@ def test_a_pickled_module_has_the_names_of_its_state_dict(tmp_path: Path, option
 
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_is_named_tensors(tmp_path: Path) -> None:
-    """A traced module shows its parameters by attribute, and its constants."""
+    """A traced module shows its parameters by attribute, and its constants; one skeleton for one structure."""
+    skeletons = []
     path = tmp_path / "x.pt"
     traced = torch.jit.trace(Tied().eval(), torch.ones(1, 2))
     for _ in range(2):
@@ -265,6 +273,9 @@ def test_torchscript_is_named_tensors(tmp_path: Path) -> None:
         assert found.keys() == {*expected, "constants.0"}
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert found["constants.0"].tolist() == [2.0, 3.0]
+        with parse(path) as parsed:
+            skeletons.append(parsed.skeleton)
+    assert skeletons[0] == skeletons[1]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -397,14 +408,14 @@ def test_what_is_kept_whole_says_why(kind: str) -> None:
     change, why = REFUSED[kind]
     data = file_of(as_zip(W_ONLY, change))
     with pytest.raises(NotThisError, match=why):
-        parse_zip(data, stored_members(data))
+        parse_zip(data, members_of(data))
 
 
 def test_an_archive_without_tensors_says_so() -> None:
     """A file of no tensors is kept whole for that reason."""
     data = file_of(as_zip({"a": 1}))
     with pytest.raises(NotThisError, match="no tensors"):
-        parse_zip(data, stored_members(data))
+        parse_zip(data, members_of(data))
 
 
 def legacy(value: object) -> bytes:
@@ -430,6 +441,14 @@ def test_a_damaged_legacy_file_is_kept_whole(tmp_path: Path) -> None:
     for crafted in (data[:keys] + data[keys:].replace(b"X", b"V", 1), data.replace(b"FloatStorage", b"CloatStorage")):
         with pytest.raises(NotThisError):
             parse_legacy(file_of(crafted))
+
+
+def test_a_legacy_file_is_read_whole_before_it_is_taken_apart() -> None:
+    """Where its storages are is found by going from one to the next; as a stream all that was passed would be kept."""
+    for protocol in (2, 5):
+        stream = io.BytesIO()
+        torch.save(W_ONLY, stream, pickle_protocol=protocol, **LEGACY)
+        assert not begins_with_its_index(stream.getvalue())
 
 
 def test_the_constants_of_a_skeleton_are_checked(tmp_path: Path) -> None:

@@ -448,6 +448,7 @@ def pickles(target: Path) -> dict[str, tuple[str, bytes]]:
         archive.writestr("a.npy", objects.getvalue())
     inner = pickle.dumps(bomb, 2)[2:-1]  # the bytes of a pickle, as a value
     loader = b"\x80\x02ctorch.storage\n_load_from_bytes\n" + inner + b"\x85R."
+    before = b"".join(pickle.dumps(number, 2) for number in (0x1950A86A20F9469CFC6C, 1001, 0))
     state = b"\x80\x02ccollections\nOrderedDict\n)R}X\x01\x00\x00\x00xcos\nmkdir\n" + pickle.dumps(str(target))[2:-1]
     return {
         "a zip of torch's": ("x.pt", torch_zip(bomb)),
@@ -457,6 +458,8 @@ def pickles(target: Path) -> dict[str, tuple[str, bytes]]:
         "in an attribute": ("x.pth", torch_zip(state + b"\x85Rsb.")),
         "by another spelling": ("x.pt", torch_zip(bomb.replace(b"cposix\nmkdir\n", b"c__builtin__\ngetattr\n"))),
         "as a plain array of objects": ("x.npy", pickle.dumps(Bomb(target), 4)),
+        "before archives": ("x.pt", before + bomb + pickle.dumps([], 2)),
+        "in a list of keys": ("x.pt", before + pickle.dumps({}, 2) + bomb),
         "by a stack of names": ("x.ckpt", torch_zip(pickle.dumps(Bomb(target), 4))),
     }
 
