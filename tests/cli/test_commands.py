@@ -385,6 +385,30 @@ def test_ls_lists_files_and_tensors(history: list[str], call: Call, ask: Ask) ->
     assert part["tensors"][1] == {"name": "layer.weight", "dtype": "F32", "shape": [32, 16], "bytes": 2048}
 
 
+def test_ls_lists_storages_of_no_tensor(project: Path, call: Call) -> None:
+    """What a file holds beside the tensors that can be shown is listed as what it is."""
+    import torch
+
+    torch.save({"w": torch.ones(3), "z": torch.ones(2, dtype=torch.complex128)}, "m.pt")
+    call("commit", "-m", "m", ".")
+    lines = call("ls", "-l").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[-2:]] == [["F32", "[3]"], ["F64", "[4]"]]
+    assert lines[-1].endswith("data/1  (of no tensor that can be shown)")
+
+
+def test_a_fortran_array_is_shown_as_it_is(project: Path, call: Call, ask: Ask) -> None:
+    """cat and ls give the array, in its own shape and order, and say where its bytes are."""
+    np.save("m.npy", np.asfortranarray(np.arange(6.0).reshape(2, 3)))
+    call("commit", "-m", "m", ".")
+    found = ask("cat", "array", "--values")
+    assert (found["dtype"], found["shape"], found["values"]) == ("F64", [2, 3], [0, 1, 2, 3, 4, 5])
+    assert call("ls", "-l").stdout.splitlines()[-1].split("  ")[-2:] == ["array", "(in array.T)"]
+    np.save("m.npy", np.asfortranarray(np.arange(6.0).reshape(2, 3) + 1))
+    call("commit", "-m", "m", ".")
+    (changed,) = ask("diff", "HEAD~1", "HEAD")["tensors"]
+    assert (changed["name"], changed["kind"]) == ("array.T", "changed")
+
+
 def test_cat_describes_a_tensor(project: Path, call: Call, ask: Ask) -> None:
     """Statistics are of the finite elements; zeros, NaN and infinities are counted; --max bounds the values."""
     values = np.array([0, 3, -4, np.nan, np.inf, 0], np.float32)

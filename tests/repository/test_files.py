@@ -6,6 +6,8 @@ import io
 import os
 import subprocess
 import warnings
+import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +94,38 @@ def test_what_is_in_a_file_is_read_by_name(repo: Repository) -> None:
     assert read(repo, name="b.npz")["b"] == np.arange(99).tobytes()
     with pytest.raises(TensorNotFoundError):
         repo.get_weight("data")
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_fortran_array_is_read_as_it_is(repo: Repository, framework: str) -> None:
+    """An array in Fortran order is loaded with its own dtype, shape and elements, by either library."""
+    array = np.asfortranarray(np.random.default_rng(0).normal(size=(70, 3, 50)))
+    np.save(repo.path / "a.npy", array)
+    np.savez(repo.path / "b.npz", z=array.T, y=array[0])
+    for name in ("a.npy", "b.npz"):
+        repo.stage_file(repo.path / name)
+    found = repo.get_all_weights(repo.commit("arrays").commit_hash, framework=framework)
+    assert found.keys() == {"array", "y", "z"}
+    for name, expected in {"array": array, "z": array.T, "y": array[0]}.items():
+        assert np.array_equal(np.asarray(found[name]), expected) and np.asarray(found[name]).dtype == expected.dtype
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "legacy"])
+def test_checkpoints_with_an_odd_value_share_what_is_equal(repo: Repository, options: dict[str, bool]) -> None:
+    """A second checkpoint stores what has changed, whatever stands beside its tensors."""
+    state = {f"layer.{number}": torch.randn(64, 1024) for number in range(8)}
+    grown = []
+    for epoch in range(2):
+        state["layer.0"] = torch.full((64, 1024), float(epoch))
+        torch.save({"model": state, "args": Namespace(epoch=epoch, out=Path("x"))}, repo.path / "m.pt", **options)
+        repo.stage_file(repo.path / "m.pt")
+        before = sum(path.stat().st_size for path in (repo.coral_dir / "packs").iterdir())
+        repo.commit(f"{epoch}")
+        grown.append(sum(path.stat().st_size for path in (repo.coral_dir / "packs").iterdir()) - before)
+    assert grown[1] < grown[0] / 20
+    weights = repo.get_all_weights("HEAD", framework="torch")
+    assert weights.keys() == {f"model.{name}" for name in state}
+    assert all(torch.equal(weights[f"model.{name}"], value) for name, value in state.items())  # type: ignore[arg-type]
 
 
 def test_weights_in_memory_become_a_real_safetensors_file(repo: Repository) -> None:

@@ -61,7 +61,12 @@ def _print_tensors(repo: Repository, part: Manifest) -> None:
         click.echo(f"kept whole, {size(part.nbytes)}")
         return
     rows = []
-    for name, view in sorted(views_of(repo.store, part).items()):
+    views = views_of(repo.store, part)
+    for name, view in sorted(views.items()):
         within = "" if view.stride is None else f"  (in {view.record_name})"
         rows.append([view.dtype, shape(view.shape), size(part[view.record_name].nbytes), name + within])
+    shown = {view.record_name for view in views.values()}
+    for name, dtype, sizes, _ in part.records:
+        if name not in shown:
+            rows.append([dtype, shape(sizes), size(part[name].nbytes), f"{name}  (of no tensor that can be shown)"])
     print_table(("dtype", "shape", "bytes", "tensor"), rows, right=(2,))
