@@ -10,6 +10,7 @@ import enum
 import functools
 import io
 import json
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from coral.containers import TensorView, begins_with_its_index, parse, pickled, views
 from coral.containers.source import BytesFile, FileRange
+from coral.containers.torchfile import read_pickles
 from coral.containers.torchlegacy import looks_like_legacy
 from coral.containers.torchlegacy import parse as parse_legacy
 from coral.containers.torchzip import parse as parse_zip
@@ -370,6 +372,80 @@ def test_storages_of_a_legacy_file_keep_their_names(tmp_path: Path) -> None:
         with parse(tmp_path / "x.pt") as parsed:
             names.append(sorted(source.name for source in parsed.tensors))
     assert names == [["data/0", "data/1"]] * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A storage as a pickle names it."""
+
+    kind: Any
+    length: int
+    key: str = "0"
+
+
+class Rebuilt:
+    """A tensor that a pickle says is made of a storage, as it likes."""
+
+    def __init__(self, storage: Stored, *layout: Any, dtype: torch.dtype | None = None) -> None:
+        self.arguments = (storage, *layout, False, collections.OrderedDict())
+        self.dtype = dtype
+
+    def __reduce__(self) -> Any:
+        if self.dtype is None:
+            return torch._utils._rebuild_tensor_v2, self.arguments
+        return torch._utils._rebuild_tensor_v3, (*self.arguments, self.dtype)
+
+
+class Crafting(pickle.Pickler):
+    """Writes storages as torch does."""
+
+    def persistent_id(self, value: object) -> Any:
+        return ("storage", value.kind, value.key, "cpu", value.length) if isinstance(value, Stored) else None
+
+
+def crafted(value: object) -> bytes:
+    out = io.BytesIO()
+    Crafting(out, 2).dump(value)
+    return out.getvalue()
+
+
+FOUR = Stored(torch.FloatStorage, 4)
+UNSHOWN: dict[str, Any] = {
+    "past its end": Rebuilt(FOUR, 1, (4,), (1,)),
+    "past its end by steps": Rebuilt(FOUR, 0, (2, 2), (3, 1)),
+    "before its start": Rebuilt(FOUR, -1, (1,), (1,)),
+    "of steps back": Rebuilt(FOUR, 3, (2,), (-1,)),
+    "of a shape without steps": Rebuilt(FOUR, 0, (2, 2), (1,)),
+    "of no storage": Rebuilt("x", 0, (1,), (1,)),  # type: ignore[arg-type]
+    "of another type": Rebuilt(FOUR, 0, (4,), (1,), dtype=torch.int32),
+    "of a type that coral lacks": Rebuilt(FOUR, 0, (2,), (1,), dtype=torch.complex32),
+    "of a storage of another type": Rebuilt(Stored(torch.IntStorage, 4), 0, (4,), (1,)),
+    "of half bytes, in part": Rebuilt(
+        Stored(torch.UntypedStorage, 4, "1"), 0, (2,), (1,), dtype=torch.float4_e2m1fn_x2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNSHOWN)
+def test_a_tensor_that_is_not_what_it_seems_is_not_shown(kind: str) -> None:
+    """A tensor that leaves its storage, or takes it for another type, has no name; those beside it have theirs."""
+    whole = Rebuilt(FOUR, 0, (4,), (1,))
+    contents = read_pickles(crafted({"w": whole, "odd": UNSHOWN[kind], "v": Rebuilt(FOUR, 1, (2,), (2,))}))
+    assert [name for name, _ in contents.tensors] == ["w", "v"]
+    assert {storage.name: storage.nbytes for _, storage in contents.storages}["data/0"] == 16
+
+
+def test_a_path_that_is_no_text_is_no_name() -> None:
+    """A key that cannot be written as UTF-8 hides what stands below it alone."""
+    contents = read_pickles(crafted({"\ud800": [Rebuilt(FOUR, 0, (4,), (1,))], "w": Rebuilt(FOUR, 0, (1,), (1,))}))
+    assert [name for name, _ in contents.tensors] == ["w"]
+
+
+def test_a_key_that_stands_twice_is_the_last_one() -> None:
+    """As Python reads it, the later value counts."""
+    first, last = crafted(Rebuilt(FOUR, 0, (1,), (1,)))[2:-1], crafted(Rebuilt(FOUR, 2, (1,), (1,)))[2:-1]
+    ((name, tensor),) = read_pickles(b"\x80\x02}(X\1\0\0\0w" + first + b"X\1\0\0\0w" + last + b"u.").tensors
+    assert (name, tensor.offset) == ("w", 2)
 
 
 def file_of(data: bytes) -> FileRange:
