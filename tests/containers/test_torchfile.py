@@ -117,8 +117,7 @@ def quantised() -> torch.Tensor:
     return torch.quantize_per_tensor(torch.arange(4.0), 0.1, 3, torch.qint8)
 
 
-def tagged() -> torch.Tensor:
-    tensor = torch.ones(2)
+def tagged(tensor: torch.Tensor) -> torch.Tensor:
     tensor.note = "x"  # type: ignore[attr-defined]
     return tensor
 
@@ -156,7 +155,9 @@ ODD: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "conjugate": (lambda: torch.ones(2, dtype=torch.complex64).conj(), []),
     "storage": (lambda: torch.ones(4).untyped_storage(), []),
     "typed storage": (lambda: torch.ones(4).storage(), []),
-    "with an attribute": (tagged, ["x"]),
+    "frozen set": (lambda: {"s": frozenset({W}), "w": W[:1]}, ["x.w"]),
+    "with an attribute": (lambda: tagged(torch.ones(2)), ["x"]),
+    "sparse with an attribute": (lambda: tagged(torch.eye(3).to_sparse()), ["x.2.1.0", "x.2.1.1"]),
     "of a class of its own": (lambda: torch.ones(2).as_subclass(Marked), ["x"]),
     "parameters": (lambda: torch.nn.ParameterDict({"a": torch.nn.Parameter(W)}), ["x.a"]),
     "evil": (lambda: Evil(Path("executed")), []),
@@ -381,6 +382,7 @@ class Stored:
     kind: Any
     length: int
     key: str = "0"
+    more: tuple[Any, ...] = ()
 
 
 class Rebuilt:
@@ -400,7 +402,9 @@ class Crafting(pickle.Pickler):
     """Writes storages as torch does."""
 
     def persistent_id(self, value: object) -> Any:
-        return ("storage", value.kind, value.key, "cpu", value.length) if isinstance(value, Stored) else None
+        if not isinstance(value, Stored):
+            return None
+        return ("storage", value.kind, value.key, "cpu", value.length, *value.more)
 
 
 def crafted(value: object) -> bytes:
@@ -433,6 +437,24 @@ def test_a_tensor_that_is_not_what_it_seems_is_not_shown(kind: str) -> None:
     contents = read_pickles(crafted({"w": whole, "odd": UNSHOWN[kind], "v": Rebuilt(FOUR, 1, (2,), (2,))}))
     assert [name for name, _ in contents.tensors] == ["w", "v"]
     assert {storage.name: storage.nbytes for _, storage in contents.storages}["data/0"] == 16
+
+
+def test_a_part_of_a_storage_is_not_shown() -> None:
+    """What torch once called a view of a storage begins somewhere in it; the storage is known all the same."""
+    whole, part = (Stored(torch.FloatStorage, 4, "94", (view,)) for view in (None, ("95", 2, 2)))
+    contents = read_pickles(crafted({"part": Rebuilt(part, 0, (2,), (1,)), "w": Rebuilt(whole, 0, (4,), (1,))}))
+    assert [name for name, _ in contents.tensors] == ["w"]
+    assert [(key, storage.name) for key, storage in contents.storages] == [("94", "data/0")]
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [(Stored(torch.FloatStorage, 5), "two lengths"), (Stored(torch.FloatStorage, 4, "1", (None,)), "in two ways")],
+)
+def test_storages_that_contradict_each_other(other: Stored, why: str) -> None:
+    """A pickle that says two things of its storages is refused for that."""
+    with pytest.raises(NotThisError, match=why):
+        read_pickles(crafted([Rebuilt(FOUR, 0, (4,), (1,)), Rebuilt(other, 0, (4,), (1,))]))
 
 
 def test_a_path_that_is_no_text_is_no_name() -> None:
