@@ -1,7 +1,7 @@
 """Files of torch.save from before 1.6: five pickles, then each storage after the number of its elements.
 
 The pickles are a magic number, a version, what machine it was, what was saved, and the keys of the storages in order.
-The tar archives of before 0.1.10, which torch itself no longer reads, are kept whole.
+The tar archives of still older versions are kept whole.
 """
 
 from __future__ import annotations
