@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import warnings
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
