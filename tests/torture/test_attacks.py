@@ -457,7 +457,7 @@ def pickles(target: Path) -> dict[str, tuple[str, bytes]]:
         "a pickle in a pickle": ("x.bin", torch_zip(loader)),
         "in an attribute": ("x.pth", torch_zip(state + b"\x85Rsb.")),
         "by another spelling": ("x.pt", torch_zip(bomb.replace(b"cposix\nmkdir\n", b"c__builtin__\ngetattr\n"))),
-        "as a plain array of objects": ("x.npy", pickle.dumps(Bomb(target), 4)),
+        "as it is": ("x.pkl", pickle.dumps(Bomb(target), 4)),
         "before archives": ("x.pt", before + bomb + pickle.dumps([], 2)),
         "in a list of keys": ("x.pt", before + pickle.dumps({}, 2) + bomb),
         "by a stack of names": ("x.ckpt", torch_zip(pickle.dumps(Bomb(target), 4))),
