@@ -48,6 +48,11 @@ class Stateful(Protocol):
 class Loading(Protocol):
     """Weights about to be loaded into a module; all that can be checked without reading them was."""
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether code of the module's own takes part, for which the caller's thread matters."""
+        ...
+
     def fill(self, read_many: ReadMany, *, undoable: bool = False) -> None:
         """Read the weights into the module; when its own code refuses them it is as it was. Raises UsageError.
 
@@ -79,12 +84,12 @@ class TrainingFramework(Framework, Protocol):
         """
         ...
 
-    def undo_of(self, holder: Stateful) -> Callable[[], None] | None:
-        """What puts an optimizer or scheduler back as it is now.
+    def stands_alone(self, holder: Stateful) -> bool:
+        """Whether loading into an optimizer or scheduler is known to look at no weight, and to run no foreign code."""
+        ...
 
-        None for one whose loading the framework does not know: it may look at the weights, and is to be loaded after
-        them.
-        """
+    def undo_of(self, holder: Stateful) -> Callable[[], None] | None:
+        """What puts an optimizer or scheduler back as it is now; None for one that the framework does not know."""
         ...
 
     def capture_rng(self) -> dict[str, object]:
@@ -180,7 +185,7 @@ def parts_of(
     state: dict[str, object] = {}
     for key, holder in _holders(optimizer, scheduler).items():
         state[key] = holder.state_dict()
-    if isinstance(model, Mapping):
+    if isinstance(model, Mapping) and find_framework(model) is None:
         weights: Mapping[str, object] = model
     else:
         framework = _training_framework(model)
@@ -221,39 +226,62 @@ def bring_back(
     plan = framework.plan_loading(model, weights.tensors, strict=strict, rest=rest)
     weights.check()
     generators = _dict(state[_RNG]) if holders and _RNG in state else None
-    with contextlib.ExitStack() as undo:
-        if generators is not None:
-            undo.callback(framework.restore_rng, framework.capture_rng())
-            framework.restore_rng(generators)
-        unknown = _load_known(framework, holders, state, undo)
-        for key, holder in unknown.items():
-            undo.callback(_undo_unknown(key, holder))
-        undo.callback(plan.undo)  # done first, for those who look at the weights
-        plan.fill(weights.read_many, undoable=bool(unknown))
-        for key, holder in unknown.items():
-            _load(key, holder, state[key])
-        if generators is not None:
-            framework.restore_rng(generators)  # again: foreign code may have drawn from them
-        undo.pop_all()
+    loading = _Loading(framework, plan, holders, state, generators)
+    if loading.runs_foreign_code:
+        loading.load(weights.read_many)
+    else:
+        # Whole or not at all for an interrupt, too, without a second copy of the weights.
+        threads.undisturbed(lambda: loading.load(weights.read_many))
     return _dict(state.get(_REST, {}))
 
 
-def _load_known(
-    framework: TrainingFramework,
-    holders: Mapping[str, Stateful],
-    state: Mapping[str, object],
-    undo: contextlib.ExitStack,
-) -> dict[str, Stateful]:
-    """Load those that the framework knows, which is what fails before a weight is touched; returns the others."""
-    unknown = {}
-    for key, holder in holders.items():
-        put_back = framework.undo_of(holder)
-        if put_back is None:
-            unknown[key] = holder
-        else:
-            undo.callback(put_back)
-            _load(key, holder, state[key])
-    return unknown
+@dataclass(frozen=True)
+class _Loading:
+    """All that is to be loaded, and to be put back when any of it is refused."""
+
+    framework: TrainingFramework
+    plan: Loading
+    holders: Mapping[str, Stateful]
+    state: Mapping[str, object]
+    generators: Mapping[str, object] | None
+
+    @property
+    def runs_foreign_code(self) -> bool:
+        """Whether code takes part that is neither coral's nor the framework's."""
+        return self.plan.has_own_code or not all(map(self.framework.stands_alone, self.holders.values()))
+
+    def load(self, read_many: ReadMany) -> None:
+        """Load it all, or leave all of it as it is."""
+        with contextlib.ExitStack() as undo:
+            if self.holders or self.plan.has_own_code:
+                undo.callback(self.framework.restore_rng, self.framework.capture_rng())
+            self._restore_generators()  # which finds out whether they can be
+            for key, holder in self.holders.items():
+                undo.callback(self.framework.undo_of(holder) or _undo_unknown(key, holder))
+            undo.callback(self.plan.undo)  # done first, for those who look at the weights
+            first = {key: holder for key, holder in self.holders.items() if self.framework.stands_alone(holder)}
+            self._load_holders(first)
+            threads.finish()  # an interrupt that comes now waits for the end of it
+            self.plan.fill(read_many, undoable=self.runs_foreign_code)
+            self._load_holders({key: holder for key, holder in self.holders.items() if key not in first})
+            self._restore_generators()  # again: foreign code may have drawn from them
+            undo.pop_all()
+
+    def _restore_generators(self) -> None:
+        if self.generators is not None:
+            self.framework.restore_rng(self.generators)
+
+    def _load_holders(self, holders: Mapping[str, Stateful]) -> None:
+        for key, holder in holders.items():
+            try:
+                holder.load_state_dict(_dict(self.state[key]))
+            except CoralError:
+                raise
+            except Exception as error:
+                raise UsageError(
+                    f"the {key}'s state does not fit: {type(error).__name__}: {error}",
+                    hint=f"make the {key} as it was when the checkpoint was saved",
+                ) from error
 
 
 def _holders(optimizer: object, scheduler: object) -> dict[str, Stateful]:
@@ -267,18 +295,6 @@ def _holders(optimizer: object, scheduler: object) -> dict[str, Stateful]:
             raise UsageError(f"{key} must have state_dict() and load_state_dict(), a {kind} has not")
         holders[key] = holder
     return holders
-
-
-def _load(key: str, holder: Stateful, state: object) -> None:
-    try:
-        holder.load_state_dict(_dict(state))
-    except CoralError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"the {key}'s state does not fit: {type(error).__name__}: {error}",
-            hint=f"make the {key} as it was when the checkpoint was saved",
-        ) from error
 
 
 def _undo_unknown(key: str, holder: Stateful) -> Callable[[], None]:

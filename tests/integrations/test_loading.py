@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +13,23 @@ from hypothesis import example, given, settings
 from torch import nn
 from torch.nn.utils import prune
 
+from coral import Repository
 from coral.errors import UnsupportedValueError, UsageError
 from coral.format.dtypes import byte_count
-from coral.integrations.torch.loading import ReadMany, plan_loading
+from coral.integrations.torch.loading import plan_loading
 from coral.integrations.torch.modules import take_apart
+from coral.integrations.torch.survey import survey
 from coral.integrations.torch.tensors import source
+from coral.verbs.checkpoint import ReadMany
 from tests.integrations.modules import TRAITS, WRAPS, Description, Leaf, build, pairs
 
 _INSIDE = {"compiled": "_orig_mod", "parallel": "module"}
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    """An empty repository."""
+    return Repository(tmp_path, init=True)
 
 
 class Facts:
@@ -210,3 +221,167 @@ def test_torch_s_own_modules_are_loaded() -> None:
         assert {k: v.tolist() for k, v in ours.state_dict().items()} == {
             k: v.tolist() for k, v in theirs.state_dict().items()
         }
+
+
+def _refusing(change: Callable[[Any], object]) -> Any:
+    """A model whose hook changes it, and whose second layer does not fit."""
+    model: Any = nn.ModuleDict({"a": nn.Linear(2, 2), "b": Leaf((5,), frozenset({"cached"}))})
+    model.notes, model.grads = [torch.ones(2), "x"], {"seen": 1}
+    model["a"].register_forward_hook(lambda *_: None)
+    model["a"].weight.grad = torch.ones(2, 2)
+    model.register_load_state_dict_pre_hook(lambda module, *_: change(module))
+    return model
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "another type": lambda model: model.half(),
+    "a larger type": lambda model: model.double(),
+    "other memory": lambda model: setattr(model["a"].weight, "data", torch.zeros(7, 2)[:2]),
+    "a new buffer": lambda model: model.register_buffer("new", torch.ones(1)),
+    "a parametrization": lambda model: nn.utils.parametrizations.orthogonal(model["a"]),
+    "contents of attributes": lambda model: (model.notes.clear(), model.grads.update(more=2)),
+    "hooks": lambda model: model["a"]._forward_hooks.clear(),
+    "gradients": lambda model: model.requires_grad_(False).zero_grad(),
+    "a larger memory": lambda model: model["a"].weight.untyped_storage().resize_(64),
+    "random numbers": lambda model: torch.rand(3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_a_hook_changed_is_put_back(repo: Repository, change: str) -> None:
+    """What the module's code did before it was refused: types, memory, attributes, hooks, gradients, random numbers."""
+    saved = nn.ModuleDict({"a": nn.Linear(2, 2), "b": Leaf((4,), frozenset())})
+    repo.save(saved)
+    ours = _refusing(CHANGES[change])
+
+    def held() -> object:
+        a = ours["a"]
+        more = (ours.notes, ours.grads, list(a._forward_hooks), a.weight.grad, a.weight.requires_grad, type(a))
+        places = identities(ours) if change != "a larger memory" else ()  # which moved, and cannot go back
+        return contents(ours), places, repr(more), torch.get_rng_state().tolist()
+
+    before = held()
+    with pytest.raises(UsageError, match="fit the model"):
+        repo.load_into(ours)
+    assert held() == before
+
+
+def test_the_program_may_resize_its_memory_afterwards(repo: Repository) -> None:
+    """Neither saving nor loading, nor its undoing, does anything to the model's memory but read and fill it."""
+    model: Any = nn.ModuleDict({"layer": nn.Linear(2, 2), "own": Leaf((4,), frozenset({"cached"}))})
+    repo.save(model)
+    repo.save(model, wait=False).result()
+    repo.load_into(model)
+    for tensor in model.state_dict().values():
+        tensor.untyped_storage().resize_(tensor.nbytes * 2)
+    plain = nn.Linear(2, 2)
+    repo.save(plain)
+    repo.load_into(plain)
+    plain.weight.untyped_storage().resize_(64)
+    weight: Any = repo.get_weight("weight", framework="torch")
+    weight.resize_(5, 5)
+
+
+@pytest.mark.parametrize("trait", ["tied", "cached"])
+def test_the_default_device_does_not_matter(repo: Repository, trait: str) -> None:
+    """Coral's own memory lies in the program's, wherever tensors are made by default."""
+    saved, ours = build(_leaf(trait), 1), build(_leaf(trait), 2)
+    optimizer = torch.optim.SGD(ours.parameters(), momentum=0.9)
+    repo.save(saved, optimizer)
+    torch.set_default_device("meta")
+    try:
+        repo.load_into(ours, "HEAD", optimizer)
+        assert repo.get_weight("leaf0.0.weight", framework="torch").device.type == "cpu"  # type: ignore[attr-defined]
+    finally:
+        torch.set_default_device("cpu")
+    assert torch.equal(ours.leaf0[0].weight, saved.leaf0[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_scripted_modules_beside_others(repo: Repository) -> None:
+    """A scripted module is put back, too."""
+    saved, ours = (nn.Sequential(torch.jit.script(nn.Linear(2, 2)), Leaf((4,), frozenset())) for _ in range(2))
+    repo.save(saved)
+    before = contents(ours)
+    ours[1].register_load_state_dict_post_hook(lambda *_: 1 // 0)
+    with pytest.raises(UsageError):
+        repo.load_into(ours)
+    assert contents(ours) == before
+    ours[1]._load_state_dict_post_hooks.clear()
+    ours[1].register_load_state_dict_post_hook(lambda *_: None)
+    repo.load_into(ours)
+    assert ours.state_dict()["0.weight"].tolist() == saved.state_dict()["0.weight"].tolist()
+
+
+class Late(nn.Linear):
+    """Says its extra state only once it has one."""
+
+    def get_extra_state(self) -> object:
+        return {"at": self.at}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.at = state["at"]
+
+
+def test_the_target_is_not_asked_for_its_state() -> None:
+    """What a module does to say its state is not run where it is only loaded into."""
+    saved, ours = Late(2, 2), Late(2, 2)
+    saved.at = 3
+    asked: list[int] = []
+    ours.register_state_dict_post_hook(lambda *_: asked.append(1))
+    load(saved, ours)
+    assert ours.at == 3 and not asked
+
+
+def test_hooks_find_what_torch_would_have_handed_them() -> None:
+    """The state dict has torch's order, and what is kept of it keeps nothing else alive."""
+    saved = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    seen: dict[str, torch.Tensor] = {}
+    ours = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    ours.register_load_state_dict_pre_hook(lambda _, state, *__: seen.update(state))
+    load(saved, ours)
+    assert list(seen) == list(saved.state_dict())
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in seen.values())
+
+
+def test_small_differences_that_torch_forgives() -> None:
+    """An empty view, and a hook that adds to what it says was unexpected."""
+    saved, ours = Leaf((2,), frozenset()), Leaf((2,), frozenset())
+    for leaf in (saved, ours):
+        leaf.register_buffer("none", torch.zeros(0, 1).expand(0, 4))
+    load(saved, ours)
+    ours.register_load_state_dict_post_hook(lambda _, keys: keys.unexpected_keys.append("a"))
+    with pytest.warns(UserWarning, match="the model lacks a"):
+        load(saved, ours, strict=False)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("trait", ["tied", "cached"])
+def test_a_warning_that_is_an_error_changes_nothing(repo: Repository, trait: str) -> None:
+    """Where warnings are raised, they are raised before anything is loaded, or all of it is put back."""
+    saved, ours = build(_leaf(trait), 1), build(_leaf(trait), 2)
+    ours.more = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.5)
+    repo.save(saved, torch.optim.SGD(ours.parameters(), lr=0.1))
+    before = contents(ours)
+    with pytest.raises(UserWarning, match="the weights lack"):
+        repo.load_into(ours, "HEAD", optimizer, strict=False)
+    assert contents(ours) == before and optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_torch_s_norms_are_filled_in_place() -> None:
+    """Their code for files of before torch 1.0 does nothing to those of today."""
+    norms = (nn.InstanceNorm1d(4), nn.InstanceNorm1d(4, affine=True, track_running_stats=True), nn.BatchNorm2d(4))
+    for norm in (*norms, nn.BatchNorm1d(4, track_running_stats=False)):
+        assert not survey(nn.Sequential(norm)).needs_own_loading(nn.Sequential(norm).state_dict())
+    assert survey(nn.BatchNorm1d(4)).needs_own_loading({"weight", "bias", "running_mean", "running_var"})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_wrap_others_are_refused() -> None:
+    """What has no memory of its own cannot be put back; torch's own loading into it is not tried."""
+    two = pytest.importorskip("torch.testing._internal.two_tensor")
+    saved, ours = nn.Linear(2, 2), nn.Linear(2, 2)
+    ours.weight = nn.Parameter(two.TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+    with pytest.raises(UsageError, match=r"weight: .*TwoTensor"):
+        load(saved, ours)

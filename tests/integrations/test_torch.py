@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from coral.errors import FormatError, UnsupportedValueError, UsageError
 from coral.format.dtypes import BITS, NUMPY_NAMES, byte_count
 from coral.integrations.torch import FRAMEWORK, model_to_weights
-from coral.integrations.torch.loading import load_weights
+from coral.integrations.torch.loading import plan_loading
 from coral.verbs.frameworks import NUMPY, Framework, framework, framework_of
 
 
@@ -188,6 +188,11 @@ def test_dtypes_have_names() -> None:
 class Facts(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
+
+
+def load_weights(model: torch.nn.Module, facts: Any, read_many: Any, *, strict: bool = True) -> None:
+    """Fill a module, if the weights fit."""
+    plan_loading(model, facts, strict=strict).fill(read_many)
 
 
 class Net(torch.nn.Module):

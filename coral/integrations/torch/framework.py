@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from coral.errors import FormatError, UsageError
-from coral.integrations.torch import generators, tensors
-from coral.integrations.torch.loading import Loading, Stored, plan_loading
+from coral.integrations.torch import generators, optimizers, tensors
+from coral.integrations.torch.loading import Stored, plan_loading
 from coral.integrations.torch.modules import model_to_weights, take_apart
-from coral.integrations.torch.optimizers import undo_of
 from coral.verbs.frameworks import check_view
 
 if TYPE_CHECKING:
     from coral.containers.source import TensorSource
+    from coral.verbs.checkpoint import Loading
 
 _PARAMETER, _REQUIRES_GRAD, _FROZEN = "parameter", "requires_grad", "frozen"
 
@@ -52,8 +52,12 @@ class TorchFramework:
         return plan_loading(module, stored, strict=strict, rest=rest)
 
     def undo_of(self, holder: object) -> Callable[[], None] | None:
-        """What puts back one of torch's own optimizers or schedulers; None for another."""
-        return undo_of(holder)
+        """What puts back an optimizer or scheduler of torch's kind; None for another object."""
+        return optimizers.undo_of(holder)
+
+    def stands_alone(self, holder: object) -> bool:
+        """Whether loading into an optimizer or scheduler runs torch's code alone."""
+        return optimizers.is_torch_s_own(holder)
 
     def capture_rng(self) -> dict[str, object]:
         """The state of every random generator; see :func:`capture_rng`."""

@@ -5,9 +5,10 @@ Either way a module holds afterwards what ``load_state_dict`` would have left in
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Final, Protocol
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 from torch import nn
@@ -17,9 +18,12 @@ from coral import threads
 from coral.errors import CoralError, UsageError
 from coral.integrations.torch.memory import by_memory, is_written_at_once
 from coral.integrations.torch.modules import EXTRA, VERSIONS, Names, noted_versions
-from coral.integrations.torch.own_code import OwnCode
 from coral.integrations.torch.snapshot import Snapshot
-from coral.integrations.torch.tensors import cpu_bytes, empty_together, source
+from coral.integrations.torch.survey import survey
+from coral.integrations.torch.tensors import cpu_bytes, empty, has_memory, kind_of, problem_of
+
+if TYPE_CHECKING:
+    from coral.verbs.checkpoint import Loading, ReadMany
 
 _GROUP_BYTES: Final = 32 << 20
 _SHOWN: Final = 50
@@ -39,29 +43,6 @@ class Described(Protocol):
 Stored = Mapping[str, Described]
 """What is there to be loaded, by name."""
 
-ReadMany = Callable[[Iterable[tuple[str, memoryview]]], None]
-"""Fills memory with the bytes of tensors, each given by its name and exactly as long."""
-
-
-class Loading(Protocol):
-    """Weights about to be loaded into a module; what can be checked without reading them was."""
-
-    def fill(self, read_many: ReadMany, *, undoable: bool = False) -> None:
-        """Read the weights into the module.
-
-        Args:
-            read_many: reads some of them.
-            undoable: keep a copy of the module's memory, for :meth:`undo`.
-
-        Raises:
-            UsageError: the module's own code refused them; the module is as it was.
-        """
-        ...
-
-    def undo(self) -> None:
-        """Put the module back as it was before :meth:`fill`, if that was to be undoable."""
-        ...
-
 
 def plan_loading(
     model: nn.Module,
@@ -70,41 +51,35 @@ def plan_loading(
     strict: bool = True,
     rest: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Loading:
-    """Check that weights fit a module, before the first byte is read.
+    """Check that weights fit a module, before the first byte is read. No code of the module's own is run.
 
     Args:
         model: wrapped (DDP, compiled) or not.
         stored: what is there to be loaded, by name.
-        strict: every tensor of the module must be there, and nothing else. Else what is ignored on either side is
-            told in a warning when the module is filled.
+        strict: every tensor of the module must be there, and nothing else. Else a warning tells what is ignored on
+            either side.
         rest: what else was kept of the module's state; see :func:`coral.integrations.torch.modules.take_apart`.
 
     Raises:
         UsageError: names, shapes or dtypes do not fit, a tensor of the module cannot be written to, or there is no
             name in common; all of them are named.
     """
-    state = model.state_dict()
-    names = Names(model, state, stored if VERSIONS not in (rest or {}) else ())
-    own = OwnCode(model, {names.full(name) for name in stored})
-    targets = {names.short(full): value for full, value in state.items() if isinstance(value, torch.Tensor)}
-    if own.is_there:
-        untouched = {names.short(full): state[full] for full in own.plain if full in state}
-        _refuse(list(_mismatches(untouched, stored)))
-        return _ByModule(model, stored, names, strict=strict, rest=rest or {})
-    problems = list(_mismatches(targets, stored))
-    there = (*stored, *(rest or {}).get(EXTRA, {}))
-    ignored = _Ignored(
-        [name for name in targets if name not in stored], [name for name in there if name not in targets]
-    )
-    _refuse(problems + (ignored.as_problems() if strict else []))
-    if targets and not targets.keys() & stored.keys():
+    rest = rest or {}
+    found = survey(model)
+    names = Names(model, found.tensors, stored if VERSIONS not in rest else ())
+    targets = {names.short(full): tensor for full, tensor in found.tensors.items()}
+    if found.needs_own_loading({names.full(name) for name in stored}) or rest.get(EXTRA):
+        plain = {names.short(full): found.tensors[full] for full in found.plain}
+        _refuse([*_without_memory(targets), *_mismatches(plain, stored)])
+        return _ByModule(model, stored, names, strict=strict, rest=rest)
+    missing = [name for name in targets if name not in stored]
+    unexpected = [name for name in stored if name not in targets]
+    ignored = _Ignored(missing, unexpected)
+    _refuse(list(_mismatches(targets, stored)) + (ignored.as_problems() if strict else []))
+    if targets and len(missing) == len(targets):
         raise ignored.as_error()
-    return _InPlace(model, {name: target for name, target in targets.items() if name in stored}, stored, ignored)
-
-
-def load_weights(model: nn.Module, stored: Stored, read_many: ReadMany, *, strict: bool = True) -> None:
-    """Fill a module's parameters and buffers; see :func:`plan_loading`, which raises, and :class:`Loading`."""
-    plan_loading(model, stored, strict=strict).fill(read_many)
+    ignored.warn()
+    return _InPlace(model, {name: target for name, target in targets.items() if name in stored}, stored)
 
 
 class _Ignored:
@@ -142,27 +117,34 @@ def _few(names: Collection[str]) -> str:
 class _InPlace:
     """Weights read right into the module's own memory, without a second copy of them."""
 
-    def __init__(
-        self, model: nn.Module, targets: Mapping[str, torch.Tensor], stored: Stored, ignored: _Ignored
-    ) -> None:
-        self._model, self._targets, self._stored, self._ignored = model, targets, stored, ignored
+    has_own_code = False
+
+    def __init__(self, model: nn.Module, targets: Mapping[str, torch.Tensor], stored: Stored) -> None:
+        self._model, self._stored = model, stored
+        self._targets = {name: target for name, target in targets.items() if target.numel()}
         self._snapshot: Snapshot | None = None
+        # Of the thread that asks for it: the one that reads may be another.
+        self._inference = torch.is_inference_mode_enabled()
+        devices = {target.device for target in targets.values() if target.device.type == "cuda"}
+        self._streams = [torch.cuda.current_stream(device) for device in devices]
 
     def fill(self, read_many: ReadMany, *, undoable: bool = False) -> None:
         if undoable:
             self._snapshot = Snapshot(self._model)
-        filled = {name: target for name, target in self._targets.items() if target.numel()}
-        direct, in_order = by_memory(filled)
-        try:
-            read_many((name, cpu_bytes(target)) for name, target in direct.items())
-            # Other memory, a GPU's above all, is reached through copies of a few tensors at a time.
-            for group in _groups(in_order):
-                self._fill_group(group, read_many)
-        finally:
-            # As torch's own copying does: a backward pass that still needs the old values must not go on unknowing.
-            for target in filled.values():
-                increment_version(target)
-        self._ignored.warn()
+        direct, in_order = by_memory(self._targets)
+        with contextlib.ExitStack() as context:
+            context.enter_context(torch.inference_mode(self._inference))
+            for stream in self._streams:
+                context.enter_context(torch.cuda.stream(stream))
+            try:
+                read_many((name, cpu_bytes(target)) for name, target in direct.items())
+                # Other memory, a GPU's above all, is reached through copies of a few tensors at a time.
+                for group in _groups(in_order):
+                    self._fill_group(group, read_many)
+            finally:
+                # As torch's own copying does: a backward pass that needs the old values must not go on unknowing.
+                for target in self._targets.values():
+                    increment_version(target)
 
     def undo(self) -> None:
         if self._snapshot is not None:
@@ -170,11 +152,11 @@ class _InPlace:
             self._snapshot = None
 
     def _fill_group(self, targets: Mapping[str, torch.Tensor], read_many: ReadMany) -> None:
-        fresh = empty_together(_kind(self._stored[name]) for name in targets)
-        read_many((name, data) for name, (_, data) in zip(targets, fresh, strict=True))
+        fresh = {name: empty(*_kind(self._stored[name])) for name in targets}
+        read_many((name, data) for name, (_, data) in fresh.items())
         with torch.no_grad():
-            for target, (tensor, _) in zip(targets.values(), fresh, strict=True):
-                target.copy_(tensor)
+            for name, target in targets.items():
+                target.copy_(fresh[name][0])
 
 
 def _groups(targets: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
@@ -193,6 +175,8 @@ def _groups(targets: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Ten
 class _ByModule:
     """Weights handed to the module's ``load_state_dict``, and taken back when that refuses them."""
 
+    has_own_code = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -209,44 +193,43 @@ class _ByModule:
         state = self._read(read_many)
         self._snapshot = Snapshot(self._model)
         try:
-            result = self._model.load_state_dict(state, strict=self._strict)
-            ignored = self._ignored(result, state)
+            self._say_ignored(self._model.load_state_dict(state, strict=self._strict), state)
         except BaseException as error:
             self.undo()
-            if isinstance(error, CoralError) or not isinstance(error, Exception):
+            if isinstance(error, CoralError | Warning) or not isinstance(error, Exception):
                 raise
             raise UsageError(
                 f"the weights do not fit the model: {error}", hint="the model's own code to load them refused"
             ) from error
         if not undoable:
             self._snapshot = None
-        ignored.warn()
 
     def undo(self) -> None:
         if self._snapshot is not None:
-            self._snapshot.restore()
-            self._snapshot = None
+            snapshot, self._snapshot = self._snapshot, None
+            snapshot.restore()
 
     def _read(self, read_many: ReadMany) -> OrderedDict[str, object]:
         """The state dict that torch would have been given."""
-        fresh = dict(zip(self._stored, empty_together(map(_kind, self._stored.values())), strict=True))
+        # Each in a memory of its own, as whatever the module keeps of them keeps that alive.
+        fresh = {name: empty(*_kind(tensor)) for name, tensor in self._stored.items()}
         read_many((name, data) for name, (_, data) in fresh.items() if len(data))
         state: OrderedDict[str, object] = OrderedDict()
-        for name, (tensor, _) in fresh.items():
-            state[self._names.full(name)] = tensor
+        for name in sorted(fresh, key=self._names.place):
+            state[self._names.full(name)] = fresh[name][0]
         for name, value in self._rest.get(EXTRA, {}).items():
             state[self._names.full(name)] = value
         if VERSIONS in self._rest:
             vars(state)["_metadata"] = noted_versions(self._model, self._names, self._rest[VERSIONS])
         return state
 
-    def _ignored(self, result: object, state: Mapping[str, object]) -> _Ignored:
-        """What the module says it did not load. Raises UsageError when that is all there was."""
-        unexpected = [self._names.short(name) for name in getattr(result, "unexpected_keys", ())]
-        ignored = _Ignored([self._names.short(name) for name in getattr(result, "missing_keys", ())], unexpected)
-        if state and len(unexpected) >= len(state):
+    def _say_ignored(self, result: object, state: Mapping[str, object]) -> None:
+        """Warn of what the module says it did not load. Raises UsageError when that is all there was."""
+        missing, unexpected = getattr(result, "missing_keys", ()), getattr(result, "unexpected_keys", ())
+        ignored = _Ignored([*map(self._names.short, missing)], [*map(self._names.short, unexpected)])
+        if state and state.keys() <= set(unexpected):
             raise ignored.as_error()
-        return ignored
+        ignored.warn()
 
 
 def _kind(tensor: Described) -> tuple[str, tuple[int, ...]]:
@@ -267,13 +250,29 @@ def _mismatches(targets: Mapping[str, torch.Tensor], stored: Stored) -> Iterator
     for name, target in targets.items():
         if name not in stored:
             continue
-        here, there = source(name, target), stored[name]
-        if _kind(there) != _kind(here):
-            yield (
-                f"{name}: {there.dtype} {list(there.shape)} in the weights, "
-                f"{here.dtype} {list(here.shape)} in the model"
-            )
-        elif not is_written_at_once(target):
-            yield f"{name}: several elements share one place in the model's memory, which cannot be written to"
-        elif target.is_inference() and not torch.is_inference_mode_enabled():
-            yield f"{name}: made in inference mode, a tensor of the model can only be written to in that mode"
+        problem = _unwritable(target)
+        if problem is not None:
+            yield f"{name}: {problem}"
+            continue
+        here, there = kind_of(target), _kind(stored[name])
+        if here != there:
+            yield f"{name}: {there[0]} {list(there[1])} in the weights, {here[0]} {list(here[1])} in the model"
+
+
+def _without_memory(targets: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """Tensors that nothing could be put back into; a lazy one has a shape when its module is loaded."""
+    for name, target in targets.items():
+        if not nn.parameter.is_lazy(target) and not has_memory(target):
+            yield f"{name}: {_unwritable(target) or 'not a plain tensor'}"
+
+
+def _unwritable(target: torch.Tensor) -> str | None:
+    """Why a tensor of the model cannot be written to; None when it can."""
+    problem = problem_of(target)
+    if problem is not None:
+        return f"{problem[0]}, which coral does not load into ({problem[1]})"
+    if not is_written_at_once(target):
+        return "several elements share one place in the model's memory, which cannot be written to"
+    if target.is_inference() and not torch.is_inference_mode_enabled():
+        return "made in inference mode, a tensor can only be written to in that mode"
+    return None

@@ -58,4 +58,5 @@ def _clusters(extents: Iterable[_Extent]) -> Iterator[list[_Extent]]:
 
 def is_written_at_once(tensor: torch.Tensor) -> bool:
     """Whether each element has a place of its own, as far as strides of zero tell; torch refuses to write to others."""
-    return not any(step == 0 and length > 1 for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    shared = any(step == 0 and length > 1 for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return not (shared and tensor.numel())

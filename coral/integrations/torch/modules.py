@@ -50,6 +50,7 @@ class Names:
             short = before if len(set(before.values())) == len(names) and set(before.values()) == set(stored) else short
         self._short = short
         self._full = {kept: name for name, kept in short.items()}
+        self._places = {kept: place for place, kept in enumerate(self._full)}
 
     def short(self, name: str) -> str:
         """A name of the module's state dict as it is kept."""
@@ -64,6 +65,10 @@ class Names:
             if name.startswith(plain):
                 name = full + name[len(plain) :]
         return name
+
+    def place(self, name: str) -> int:
+        """Where a kept name stands among the model's; what the model has not comes last."""
+        return self._places.get(name, len(self._places))
 
     def short_path(self, path: str) -> str:
         """The path of a module inside the model, without its wrappers."""

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+_METHODS: Final = ("state_dict", "load_state_dict", "__setstate__")
 _HOOKS: Final = ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
 
 
+def is_torch_s_own(holder: object) -> bool:
+    """Whether loading into an optimizer or scheduler runs torch's code alone, which looks at no weight."""
+    return (
+        isinstance(holder, Optimizer | LRScheduler)
+        and not any(vars(holder).get(hooks) for hooks in _HOOKS)
+        and all(_is_torch_s(holder, method) for method in _METHODS)
+    )
+
+
 def undo_of(holder: object) -> Callable[[], None] | None:
-    """What puts an optimizer or scheduler back as it is now; None when its loading is not known to be torch's own.
+    """What puts an optimizer or scheduler of torch's kind back as it is now; None for any other object.
 
-    Torch's own look at no weight when they are loaded, and neither changes what they held before: an optimizer's
-    tensors and groups are replaced by others.
+    Loading replaces an optimizer's tensors and groups by others, so its attributes are all there is to put back.
     """
-    if type(holder).load_state_dict.__module__.partition(".")[0] != torch.__name__:  # type: ignore[attr-defined]
+    if not isinstance(holder, Optimizer | LRScheduler):
         return None
-    if isinstance(holder, Optimizer) and not any(vars(holder).get(hooks) for hooks in _HOOKS):
-        return _undo_optimizer(holder)
-    if isinstance(holder, LRScheduler):
-        before = copy.deepcopy(holder.state_dict())
-        return lambda: holder.load_state_dict(before)
-    return None
-
-
-def _undo_optimizer(optimizer: Optimizer) -> Callable[[], None]:
-    before = dict(vars(optimizer))
+    before = [(owner, dict(vars(owner))) for owner in _owners(holder)]
 
     def undo() -> None:
-        vars(optimizer).clear()
-        vars(optimizer).update(before)
+        for owner, attributes in before:
+            vars(owner).clear()
+            vars(owner).update(attributes)
 
     return undo
+
+
+def _is_torch_s(holder: object, method: str) -> bool:
+    found = getattr(type(holder), method, None)
+    return method not in vars(holder) and (found is None or found.__module__.startswith("torch.optim."))
+
+
+def _owners(holder: object) -> Iterator[object]:
+    """An object whose attributes are loaded into, and those that it hands parts of its state on to."""
+    yield holder
+    for attribute in ("_schedulers", "lr_lambdas"):
+        for part in vars(holder).get(attribute) or ():
+            if hasattr(part, "__dict__"):
+                yield from _owners(part)

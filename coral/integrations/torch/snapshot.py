@@ -2,72 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from coral.integrations.torch.tensors import empty_together
+from coral import threads
+from coral.integrations.torch.tensors import cpu_bytes, empty, has_memory
 
-_TABLES: Final = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
+class _Held(NamedTuple):
+    """A tensor as it was: what it was of, and another one that lies where it lay."""
 
-class _Layout(NamedTuple):
     tensor: torch.Tensor
     kind: type[torch.Tensor]
-    storage: torch.UntypedStorage | None
-    offset: int
-    size: torch.Size | None
-    stride: tuple[int, ...]
+    attributes: dict[str, object]
+    place: torch.Tensor | None
+    requires_grad: bool
+    grad: torch.Tensor | None
+
+
+class _Owner(NamedTuple):
+    """A module as it was: its class, its attributes, and what puts back what was in those that are containers."""
+
+    module: nn.Module
+    kind: type[nn.Module]
+    attributes: dict[str, object]
+    contents: list[Callable[[], None]]
 
 
 class Snapshot:
     """Copies of all memory that a module's tensors lie in, and what its modules' attributes are.
 
-    Memory is copied once, however many tensors lie in it.
+    Memory is copied once, however many tensors lie in it. What an attribute holds is followed no further than into
+    a dict, list or set.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in model.modules()]
-        self._tables = [
-            (table, table.copy()) for _, held in self._attributes for key in _TABLES if (table := held.get(key))
-        ]
-        self._layouts = [_layout(tensor) for tensor in _tensors(model)]
-        storages = {layout.storage._cdata: layout.storage for layout in self._layouts if layout.storage is not None}
-        self._bytes = _copies([_flat(storage) for storage in storages.values() if storage.nbytes()])
+        self._owners = [_owner(module) for module in model.modules()]
+        self._tensors = [_hold(tensor) for tensor in _tensors(model)]
+        places = [held.place for held in self._tensors if held.place is not None]
+        # Of gradients, which loading does not change, only where they lie: half() and the like move them.
+        self._tensors += [_hold(held.grad) for held in self._tensors if held.grad is not None]
+        storages = {place.untyped_storage()._cdata: place.untyped_storage() for place in places}
+        self._bytes = [(storage, _copy(_flat(storage))) for storage in storages.values() if storage.nbytes()]
 
     def restore(self) -> None:
-        """Put everything back."""
-        for module, attributes in self._attributes:
-            vars(module).clear()
-            vars(module).update(attributes)
-        for table, before in self._tables:
-            table.clear()
-            table.update(before)
-        for flat, before in self._bytes:
-            storage = flat.untyped_storage()
-            if storage.nbytes() != before.numel():
-                storage.resize_(before.numel())
-            _flat(storage).copy_(before)
-        with torch.no_grad():
-            for layout in self._layouts:
-                _put_back(layout)
+        """Put everything back. What does not let itself be put back is warned of; the rest is all the same."""
+        for owner in self._owners:
+            with _told():
+                _put_back_module(owner)
+        for storage, before in self._bytes:
+            with _told():
+                if storage.nbytes() != before.numel():
+                    storage.resize_(before.numel())
+                _flat(storage).copy_(before)
+        for held in self._tensors:
+            with _told(), torch.no_grad():
+                _put_back_tensor(held)
 
 
-def _flat(storage: torch.UntypedStorage) -> torch.Tensor:
-    flat = torch.empty(0, dtype=torch.uint8, device=storage.device)
-    return flat.set_(storage, 0, (storage.nbytes(),), (1,))
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        threads.warn(f"a part of the model could not be put back as it was: {type(error).__name__}: {error}")
 
 
-def _copies(flats: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each of the memories, and a copy of it."""
-    here = [flat for flat in flats if flat.device.type == "cpu"]
-    copied = []
-    for flat, (copy, data) in zip(here, empty_together(("U8", (flat.numel(),)) for flat in here), strict=True):
-        data[:] = flat.numpy().data
-        copied.append((flat, copy))
-    return copied + [(flat, flat.clone()) for flat in flats if flat.device.type != "cpu"]
+def _owner(module: nn.Module) -> _Owner:
+    attributes = dict(vars(module))
+    return _Owner(module, type(module), attributes, list(_contents(attributes.values())))
+
+
+def _contents(values: Iterable[object]) -> Iterator[Callable[[], None]]:
+    for value in values:
+        if isinstance(value, dict):
+            yield partial(_refill_dict, value, dict(value))
+        elif isinstance(value, list):
+            yield partial(_refill_list, value, list(value))
+        elif isinstance(value, set):
+            yield partial(_refill_set, value, set(value))
+
+
+def _refill_dict(container: dict[object, object], before: dict[object, object]) -> None:
+    container.clear()
+    container.update(before)
+
+
+def _refill_list(container: list[object], before: list[object]) -> None:
+    container[:] = before
+
+
+def _refill_set(container: set[object], before: set[object]) -> None:
+    container.clear()
+    container.update(before)
+
+
+def _put_back_module(owner: _Owner) -> None:
+    if type(owner.module) is not owner.kind:
+        owner.module.__class__ = owner.kind
+    vars(owner.module).clear()
+    vars(owner.module).update(owner.attributes)
+    for put_back in owner.contents:
+        put_back()
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -77,21 +118,40 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
             yield from (value for value in values if isinstance(value, torch.Tensor))
 
 
-def _layout(tensor: torch.Tensor) -> _Layout:
-    if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
-        return _Layout(tensor, type(tensor), None, 0, None, ())
-    offset = int(tensor.storage_offset())
-    return _Layout(tensor, type(tensor), tensor.untyped_storage(), offset, tensor.size(), tensor.stride())
+def _hold(tensor: torch.Tensor) -> _Held:
+    place = tensor.data if has_memory(tensor) else None
+    grad = tensor.grad if place is not None and tensor.is_leaf else None
+    return _Held(tensor, type(tensor), dict(vars(tensor)), place, tensor.requires_grad, grad)
 
 
-def _put_back(layout: _Layout) -> None:
-    tensor = layout.tensor
-    if layout.storage is not None:
-        here = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.size(), tensor.stride())
-        if here != (layout.storage._cdata, layout.offset, layout.size, layout.stride):
-            assert layout.size is not None
-            tensor.set_(layout.storage, layout.offset, layout.size, layout.stride)
-    elif type(tensor) is not layout.kind:
-        # A lazy one, that was given a shape meanwhile.
-        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        tensor.__class__ = layout.kind
+def _put_back_tensor(held: _Held) -> None:
+    tensor = held.tensor
+    if held.place is not None and _layout(tensor) != _layout(held.place):
+        tensor.data = held.place
+    if type(tensor) is not held.kind:
+        if held.place is None:  # a lazy one, that was given a shape meanwhile
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        tensor.__class__ = held.kind
+    vars(tensor).clear()
+    vars(tensor).update(held.attributes)
+    if held.place is not None and tensor.is_leaf:
+        tensor.requires_grad_(held.requires_grad)
+        tensor.grad = held.grad
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    where = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.size(), tensor.stride())
+    return (*where, tensor.dtype, tensor.is_conj(), tensor.is_neg())
+
+
+def _flat(storage: torch.UntypedStorage) -> torch.Tensor:
+    flat = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return flat.set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def _copy(flat: torch.Tensor) -> torch.Tensor:
+    if flat.device.type != "cpu":
+        return flat.clone()
+    copy, data = empty("U8", (flat.numel(),))
+    data[:] = cpu_bytes(flat)
+    return copy

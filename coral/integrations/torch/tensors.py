@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -50,16 +50,12 @@ _NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _CARRIERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-_ALIGNMENT: Final = 64
-
-
 class TorchTensor:
     """A torch tensor as bytes: a contiguous one on the CPU is not copied, any other a range at a time."""
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.name = name
-        self.dtype = _NAMES[tensor.dtype]
-        self.shape = _logical_shape(tensor)
+        self.dtype, self.shape = kind_of(tensor)
         self._tensor = tensor.detach()
         self._bytes: memoryview | None = None
         # Of who hands the tensor in: the thread that reads it has another, which does not wait for what is computed.
@@ -118,12 +114,32 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie in one memory of its own, rather than in other tensors, or nowhere."""
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type != "meta"
+        and not torch.nn.parameter.is_lazy(tensor)
+        and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+        and not tensor.is_nested
+    )
+
+
+class _Memory:
+    """Memory of a tensor, for numpy to look at.
+
+    ``tensor.numpy()`` would do, but forbids the program to resize that memory ever after.
+    """
+
+    def __init__(self, tensor: torch.Tensor, address: int, nbytes: int) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {"data": (address, False), "shape": (nbytes,), "typestr": "|u1", "version": 3}
+
+
 def cpu_bytes(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, which it keeps alive."""
-    size = tensor.element_size()
-    flat = torch.empty(0, dtype=torch.uint8)
-    flat.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,))
-    return flat.numpy().data
+    nbytes = tensor.numel() * tensor.element_size()
+    return np.asarray(_Memory(tensor, tensor.data_ptr(), nbytes)).data if nbytes else memoryview(bytearray())
 
 
 def _carrier(tensor: torch.Tensor) -> torch.Tensor:
@@ -149,17 +165,18 @@ def _range(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
     return torch.cat([_carrier(piece).reshape(-1) for piece in pieces])
 
 
-def _logical_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    shape = tuple(tensor.shape)
+def kind_of(tensor: torch.Tensor) -> tuple[str, tuple[int, ...]]:
+    """The dtype's name and the shape of a tensor that coral can keep."""
+    dtype, shape = _NAMES[tensor.dtype], tuple(tensor.shape)
     # torch counts pairs of four-bit elements, safetensors elements.
-    return (*shape[:-1], shape[-1] * 2) if _NAMES[tensor.dtype] == "F4" else shape
+    return dtype, (*shape[:-1], shape[-1] * 2) if dtype == "F4" else shape
 
 
 def source(name: str, value: object) -> TensorSource:
     """A tensor as bytes. Raises UnsupportedValueError for sparse, quantized, meta, distributed and other kinds."""
     if not isinstance(value, torch.Tensor):
         raise UnsupportedValueError(f"{name!r} is a {type(value).__qualname__}, not a tensor")
-    problem = _problem(value)
+    problem = problem_of(value)
     if problem is not None:
         what, hint = problem
         raise UnsupportedValueError(f"tensor {name!r} {what}, which coral cannot keep", hint=hint)
@@ -168,37 +185,16 @@ def source(name: str, value: object) -> TensorSource:
 
 def empty(dtype: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, memoryview]:
     """A fresh CPU tensor and its bytes; packed types that torch lacks come as unsigned bytes."""
-    return _tensor_in(_memory(byte_count(dtype, shape)), 0, dtype, shape)
-
-
-def empty_together(kinds: Iterable[tuple[str, tuple[int, ...]]]) -> list[tuple[torch.Tensor, memoryview]]:
-    """As :func:`empty`, of many dtypes and shapes; one memory holds all of them."""
-    places, stop = [], 0
-    for dtype, shape in kinds:
-        places.append((stop, dtype, shape))
-        stop += -(-byte_count(dtype, shape) // _ALIGNMENT) * _ALIGNMENT
-    memory = _memory(stop)
-    return [_tensor_in(memory, start, dtype, shape) for start, dtype, shape in places]
-
-
-def _memory(nbytes: int) -> torch.Tensor:
-    # numpy asks the kernel for huge pages, torch does not: the first touch of fresh memory is three times as fast.
-    return torch.from_numpy(np.empty(nbytes, np.uint8))
-
-
-def _tensor_in(memory: torch.Tensor, start: int, dtype: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, memoryview]:
-    flat = memory[start : start + byte_count(dtype, shape)]
-    data = flat.numpy().data
+    flat = torch.empty(byte_count(dtype, shape), dtype=torch.uint8, device="cpu")
+    data = cpu_bytes(flat)
     if dtype in _DTYPES and (dtype != "F4" or (shape and shape[-1] % 2 == 0)):
-        tensor = torch.empty(0, dtype=_DTYPES[dtype])
+        tensor = torch.empty(0, dtype=_DTYPES[dtype], device="cpu")
         real = packed_shape(dtype, shape) if dtype == "F4" else shape
-        return tensor.set_(
-            memory.untyped_storage(), start // tensor.element_size(), real, contiguous_stride(real)
-        ), data
+        return tensor.set_(flat.untyped_storage(), 0, real, contiguous_stride(real)), data
     return flat.reshape(packed_shape(dtype, shape) if dtype not in _DTYPES or dtype == "F4" else shape), data
 
 
-def _problem(tensor: torch.Tensor) -> tuple[str, str] | None:
+def problem_of(tensor: torch.Tensor) -> tuple[str, str] | None:
     """What keeps coral from keeping a tensor, and what to do about it."""
     kind = type(tensor).__qualname__
     if kind in ("DTensor", "ShardedTensor"):
