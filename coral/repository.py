@@ -565,7 +565,8 @@ class Repository(Live):
         bit for bit; without, they are left alone. Returns the rest of the state that :meth:`save` was given.
 
         A module holds afterwards what its ``load_state_dict`` would have left in it: where it, or one inside of it, has
-        hooks or loading code of its own, these are what loads it. When anything is refused, all is as it was.
+        hooks or loading code of its own, these are what loads it (and convert types, if they do). When anything is
+        refused, or an interrupt comes, model, optimizer, scheduler and generators are as they were, or all loaded.
 
         Args:
             strict: refuse weights that the model lacks, and the other way round; else a warning names them.

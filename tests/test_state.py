@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from coral.errors import FormatError, UnsupportedValueError
 from coral.integrations.torch.generators import capture_rng, restore_rng
+from coral.verbs import state
 from coral.verbs.frameworks import framework, framework_of
 from coral.verbs.state import MAX_DEPTH, decode_state, encode_state
 
@@ -416,6 +417,10 @@ def _attributed() -> Counter[str]:
         np.lib.format.open_memmap,  # made below
         torch.ones(3).as_subclass(Labelled),
         Degrees(1.0),
+        np.longlong(1),
+        np.str_("a\0"),
+        np.str_("\ud800"),
+        np.dtype("f4", metadata={"a": 1}),
         _attributed(),
     ],
     ids=lambda value: type(value).__name__,
@@ -426,3 +431,54 @@ def test_what_would_come_back_as_something_else_is_refused(value: object, tmp_pa
         value = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (3,))
     with pytest.raises(UnsupportedValueError, match=r"^a\.b\[0\]"):
         encode_state({"a": {"b": [value]}})
+
+
+@pytest.mark.parametrize("dtype", ["V8", "S5", "U3", ">f8", "M8[s]"])
+def test_any_dtype_comes_back(dtype: str) -> None:
+    """A dtype is kept, whether or not arrays of it could be."""
+    assert roundtrip([np.dtype(dtype)]) == [np.dtype(dtype)]
+
+
+def _nested(kind: Callable[[Any, Any], Any], levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = kind(value, 7)
+    return value
+
+
+@pytest.mark.parametrize("levels", [30, 90, 130, 199])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda inner, key: OrderedDict([(key, inner)]),
+        lambda inner, key: defaultdict(list, {key: inner}),
+        lambda inner, key: {key: inner},
+        lambda inner, key: [inner],
+    ],
+    ids=["OrderedDict", "defaultdict", "dict", "list"],
+)
+def test_what_is_kept_can_be_read_again(kind: Callable[[Any, Any], Any], levels: int) -> None:
+    """However deep it is nested: a state is refused when it is kept, or comes back."""
+    value = _nested(kind, levels)
+    try:
+        text, _ = encode_state(value)
+    except UnsupportedValueError as error:
+        assert "nested deeper" in error.message and levels > 90
+        return
+    assert decode_state(text, lambda *_: None) == value
+
+
+def test_many_tensors_of_one_long_name() -> None:
+    """Numbers that tell tensors apart are counted on, and not sought from the first again."""
+    asked = 0
+
+    class Counting(dict[str, object]):
+        def __contains__(self, name: object) -> bool:
+            nonlocal asked
+            asked += 1
+            return super().__contains__(name)
+
+    encoder = state._Encoder()
+    encoder.tensors = Counting()
+    encoder.encode({"x" * 300: [np.ones(1) for _ in range(500)]}, ())
+    assert len(encoder.tensors) == 500 and asked < 2000

@@ -6,6 +6,7 @@ no framework is imported to recognise its values.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Mapping
@@ -273,9 +274,12 @@ class NumpyFramework:
         """The name of a ``numpy.dtype``; None for structured dtypes and other values."""
         import numpy as np
 
-        if not isinstance(value, np.dtype) or value.hasobject or value.names or value.shape:
+        if not isinstance(value, np.dtype) or value.hasobject or value.names or value.shape or value.metadata:
             return None
-        return value.name if numpy_dtype(value.name) == value else value.str
+        with contextlib.suppress(TypeError):  # bytes, text and raw memory have names that mean nothing
+            if numpy_dtype(value.name) == value:
+                return value.name
+        return value.str
 
     def parse_dtype(self, name: str) -> object:
         """The ``numpy.dtype`` of a name."""
@@ -294,15 +298,18 @@ class NumpyFramework:
         import numpy as np
 
         if type(value) is np.str_:
-            return "str", str(value)
+            # numpy's own conversion leaves out zeros at the end; half of a pair of surrogates has no bytes.
+            plain = str(value)
+            is_exact = np.str_(plain) == value and plain == plain.encode(errors="replace").decode()
+            return ("str", plain) if is_exact else None
         if not isinstance(value, np.generic) or value.dtype.name not in _SCALAR_NAMES:
             return None
-        if type(value) is not value.dtype.type:
+        if type(value) is not numpy_dtype(value.dtype.name).type:
             return None
         raw = value.tobytes()
-        plain = value.item()
-        if isinstance(plain, bool | int | float) and plain - plain == 0 and _scalar(value.dtype, plain) == raw:
-            return value.dtype.name, plain
+        single = value.item()
+        if isinstance(single, bool | int | float) and single - single == 0 and _scalar(value.dtype, single) == raw:
+            return value.dtype.name, single
         return value.dtype.name, {"hex": raw.hex()}
 
     def decode(self, kind: str, payload: object) -> object:

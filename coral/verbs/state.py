@@ -25,6 +25,7 @@ MAX_DEPTH: Final = 200
 """Deepest nesting of a state."""
 
 _MAX_NAME = 200
+_SURELY_READ = 40
 _PLAIN_INT_BITS = 1024
 _FACTORIES: Final = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str, "bool": bool}
 _METADATA = "_metadata"
@@ -44,9 +45,15 @@ def encode_state(obj: object) -> tuple[str, dict[str, object]]:
     encoder = _Encoder()
     try:
         tree = encoder.encode(obj, ())
+        text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
+        if encoder.deepest > _SURELY_READ:
+            # Some containers take more of Python's stack to be read than to be written.
+            _Decoder(lambda name, owner: encoder.tensors[name], flagged=False).decode(tree, 0)
     except RecursionError:
-        raise UnsupportedValueError(f"a state is nested deeper than {MAX_DEPTH} levels") from None
-    return json.dumps(tree, ensure_ascii=False, allow_nan=False), encoder.tensors
+        raise UnsupportedValueError(
+            f"a state is nested deeper than coral could read back, {MAX_DEPTH} at most"
+        ) from None
+    return text, encoder.tensors
 
 
 def decode_state(text: str, tensor: LoadTensor) -> object:
@@ -86,6 +93,8 @@ class _Encoder:
         self.tensors: dict[str, object] = {}
         self._names: dict[int, str] = {}
         self._open: set[int] = set()
+        self._numbers: dict[str, int] = {}
+        self.deepest = 0
 
     def encode(self, value: object, path: Path) -> object:
         kind = type(value)
@@ -97,6 +106,7 @@ class _Encoder:
             return self._encode_foreign(value, path)
         if id(value) in self._open:
             raise UnsupportedValueError(f"{show_path(path)} contains itself; coral cannot keep a cycle")
+        self.deepest = max(self.deepest, len(path))
         if len(path) >= MAX_DEPTH:
             raise UnsupportedValueError(f"{show_path(path[:5])}… is nested deeper than {MAX_DEPTH} levels")
         self._open.add(id(value))
@@ -162,10 +172,10 @@ class _Encoder:
             return known
         dotted = ".".join(str(key) for key in path).encode("utf-8", "backslashreplace").decode()
         stem = name = dotted[:_MAX_NAME] or "state"
-        number = 1
         while name in self.tensors or name == "__metadata__":
-            number += 1
-            name = f"{stem}~{number}"
+            # Counted on from the last of the same stem: thousands of them must not take millions of steps.
+            self._numbers[stem] = self._numbers.get(stem, 1) + 1
+            name = f"{stem}~{self._numbers[stem]}"
         self.tensors[name] = value
         self._names[id(value)] = name
         return name
@@ -296,8 +306,9 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 class _Decoder:
-    def __init__(self, tensor: LoadTensor) -> None:
+    def __init__(self, tensor: LoadTensor, *, flagged: bool = True) -> None:
         self._load = tensor
+        self._flagged = flagged
         self._loaded: dict[tuple[str, ...], object] = {}
 
     def decode(self, tree: object, depth: int) -> object:
@@ -378,7 +389,7 @@ class _Decoder:
         if key not in self._loaded:
             owner, name, *flags = key
             value = self._load(name, owner)
-            self._loaded[key] = _framework(owner).flagged(value, tuple(flags)) if flags else value
+            self._loaded[key] = _framework(owner).flagged(value, tuple(flags)) if flags and self._flagged else value
         return self._loaded[key]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,3 +258,97 @@ def test_files_of_torch_say_so(repo: Repository, tmp_path: Path) -> None:
     assert repo.parts()["other.safetensors"].metadata == ()
     with pytest.raises(UnsupportedValueError, match="text"):
         repo.save(model, metadata={"epoch": 3})  # type: ignore[dict-item]
+
+
+class Lookahead(torch.optim.SGD):
+    """Keeps a second copy of the weights, made anew when it is loaded."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.slow = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+
+
+def test_a_subclass_of_torch_s_optimizers_may_look_at_the_weights(repo: Repository) -> None:
+    """It is loaded after them, as in torch."""
+    saved, model = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    repo.save(saved, Lookahead(saved.parameters()))
+    optimizer = Lookahead(model.parameters())
+    repo.load_into(model, optimizer=optimizer)
+    assert all(map(torch.equal, optimizer.slow, saved.parameters()))
+
+
+class Delegating:
+    """Not an optimizer, but it has one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+
+def test_an_optimizer_may_be_anything_with_the_two_methods(repo: Repository) -> None:
+    """Methods of the object itself, and those that it hands on, are the methods that are meant."""
+    model = torch.nn.Linear(3, 3)
+    optimizer = _optimizer(model)
+    repo.save(model, Delegating(optimizer))
+    fresh = torch.optim.AdamW(model.parameters())
+    own = SimpleNamespace(state_dict=fresh.state_dict, load_state_dict=fresh.load_state_dict)
+    for holder in (Delegating(fresh), own):
+        fresh.state.clear()
+        repo.load_into(model, optimizer=holder)
+        assert fresh.state[model.weight]["exp_avg"].tolist() == optimizer.state[model.weight]["exp_avg"].tolist()
+
+
+def test_schedulers_are_put_back_to_the_last_attribute(repo: Repository) -> None:
+    """What a state of another kind left in a scheduler, and in those inside of it, is gone again."""
+    saved, model = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    lock = threading.Lock()
+    repo.save(saved, _optimizer(saved), torch.optim.lr_scheduler.OneCycleLR(_optimizer(saved), 1.0, total_steps=9))
+    optimizer = _optimizer(model)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 7)
+    factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 if lock else 1)
+    chained = torch.optim.lr_scheduler.SequentialLR(optimizer, [cosine, factor], [3])
+    model.register_load_state_dict_post_hook(lambda *_: 1 // 0)
+    for scheduler in (torch.optim.lr_scheduler.StepLR(optimizer, 3), chained):
+        before = [dict(vars(one)) for one in (scheduler, cosine, factor)]
+        with pytest.raises(UsageError):
+            repo.load_into(model, "HEAD", optimizer, scheduler)
+        assert [dict(vars(one)) for one in (scheduler, cosine, factor)] == before
+
+
+_INTERRUPTED = """
+import signal, threading, torch
+from coral import Repository
+from torch import nn
+
+def make():
+    model = nn.Sequential(*(nn.Linear(300, 300) for _ in range(8)))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+repo = Repository(sys.argv[1], init=True)
+torch.manual_seed(0); saved = make(); repo.save(*saved)
+hits = mixed = 0
+for number in range(30):
+    model, optimizer = make()
+    optimizer.param_groups[0]["lr"] = 0.5
+    before = [p.detach().clone() for p in model.parameters()]
+    timer = threading.Timer(0.0007 * number, signal.raise_signal, [signal.SIGINT])
+    try:
+        timer.start()
+        repo.load_into(model, "HEAD", optimizer)
+        timer.join()
+    except KeyboardInterrupt:
+        hits += 1
+    timer.join()
+    new = [torch.equal(p, q) for p, q in zip(model.parameters(), saved[0].parameters())]
+    old = [torch.equal(p, q) for p, q in zip(model.parameters(), before)]
+    lr = optimizer.param_groups[0]["lr"]
+    mixed += not (all(new) and lr == 0.1 or all(old) and lr == 0.5)
+print(hits > 5, mixed)
+"""
+
+
+def test_an_interrupt_finds_all_or_nothing_loaded(repo: Repository) -> None:
+    """Ctrl-C at any time: the weights and the optimizer are the saved ones, or those of before."""
+    assert run(_INTERRUPTED, repo.path).split() == ["True", "0"]
