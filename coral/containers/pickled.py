@@ -19,6 +19,7 @@ _CONTAINER_COST, _MEMO_COST = 3, 2
 _LETTERS = 8
 _MAX_DEPTH = 100
 _MAX_KEY_BITS = 64
+_MAX_MEMO_KEY = (1 << 32) - 1
 _LEAVE: Final = -1
 
 
@@ -432,15 +433,13 @@ class _Machine:
         _fill(into, zip(items[::2], items[1::2], strict=True), self.budget)
 
     def put(self, index: object) -> None:
-        assert isinstance(index, int)
-        self._memo[index] = self._stack[-1]
+        self._memo[_memo_key(index)] = self._stack[-1]
 
     def memoize(self, _: object) -> None:
         self._memo[len(self._memo)] = self._stack[-1]
 
     def get(self, index: object) -> None:
-        assert isinstance(index, int)
-        self._stack.append(self._memo[index])
+        self._stack.append(self._memo[_memo_key(index)])
 
     def pop(self, _: object) -> None:
         self._stack.pop()
@@ -630,6 +629,13 @@ def _key(key: object, number: int, budget: _Budget) -> object:
         elif not isinstance(item, int | float | None) or (isinstance(item, int) and item.bit_length() > _MAX_KEY_BITS):
             return _Nameless(number)
     return _Key(type(key).__name__, str(key))
+
+
+def _memo_key(index: object) -> int:
+    """The place in the memo that an opcode names; written as text it could be of those whose hashes are all one."""
+    if not isinstance(index, int) or not 0 <= index <= _MAX_MEMO_KEY:
+        raise ValueError("a place in the memo that no pickler gives")
+    return index
 
 
 def _storage_kind(kind: object) -> StorageKind:

@@ -73,6 +73,22 @@ def test_a_pickle_is_bounded_in_all(kind: str, monkeypatch: pytest.MonkeyPatch) 
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10 < 256 << 20
 
 
+@pytest.mark.parametrize("opcode", [b"p", b"g"])
+@given(index=st.integers(max_value=-1) | st.integers(min_value=1 << 32))
+def test_places_in_the_memo_cannot_be_made_to_collide(opcode: bytes, index: int) -> None:
+    """Written as text a place could be any number, of which thousands have one hash; what no pickler gives is refused."""
+    before = b"" if opcode == b"p" else b"Np0\n"
+    with pytest.raises(RefusedError, match="damaged"):
+        describe(b"N" + before + opcode + b"%d\n" % index + b".", "")
+
+
+@given(st.integers(0, (1 << 32) - 1))
+def test_any_place_that_the_binary_opcodes_can_name_is_one(index: int) -> None:
+    """A place in the memo means the same, written as text or in four bytes."""
+    put, got = b"p%d\n" % index, b"j" + index.to_bytes(4, "little")
+    assert [path for path, _ in describe(TENSOR + put + b"0" + got + b".", "").tensors] == ["tensor"]
+
+
 STEPS = [TENSOR, OBJECT, b"(", b")", b"]", b"}", b"N", b"K\1", b"X\1\0\0\0w", b"q\0", b"h\0", b"\x85", b"\x86"]
 STEPS += [b"t", b"e", b"a", b"u", b"s", b"b", b"R", b"\x81", b"\x92", b"0", b"1", b"2", b"Q", b"\x8f", b"\x90", b"o"]
 STEPS += [b"d", b"l", b"ca\nb\n", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n", b"ia\nb\n"]
