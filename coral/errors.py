@@ -21,6 +21,7 @@
     ├── FormatError       ValueError   an input file is malformed; nothing was stored   exit 6
     ├── VersionError      RuntimeError   written by a newer coral: upgrade              exit 7
     ├── StorageError      OSError      the disk refused: free space, mend permissions   exit 8
+    │   └── UnreadableError              a file that was to be taken in cannot be read
     ├── SignatureError                 not signed by a key that is trusted: do not use  exit 10
     └── GitCommandError                the user's own git failed, or is not there       exit 1
 
@@ -140,6 +141,10 @@ class StorageError(CoralError, OSError):
     def __init__(self, message: str, *, hint: str | None = None, errno: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.errno = errno
+
+
+class UnreadableError(StorageError):
+    """A file that was to be taken in cannot be read; the store is not concerned."""
 
 
 class SignatureError(CoralError):

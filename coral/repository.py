@@ -285,7 +285,7 @@ class Repository(Live):
             partly: stage those that can be kept; else all are, or none is. What came of each is returned.
 
         Raises:
-            StorageError: the store's disk refused; nothing was staged.
+            StorageError, CorruptionError: the store's disk refused, or it is damaged; nothing was staged.
         """
         reasons: dict[str, str] = {}
         builds = {
@@ -306,10 +306,9 @@ class Repository(Live):
             PartNotFoundError: neither staged nor in the branch's tip.
             OverwriteError: a file holds bytes that no commit holds, and ``force`` is False.
         """
-        for name in names:
-            self._line.staged_or_tip(name)
-            if not cached and not force:
-                self.worktree.check_removable(name)
+        self._line.check_there(names)
+        for name in () if cached or force else names:
+            self.worktree.check_removable(name)
         self._line.stage_removal(names)
         if not cached:
             self.worktree.remove(names)

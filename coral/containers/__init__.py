@@ -65,7 +65,7 @@ def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
 
     Raises:
         FormatError: a file that is plainly not what its name promises: malformed, cut short, empty, or a pointer.
-        NotFoundError, StorageError: the file cannot be read.
+        NotFoundError, UnreadableError: the file cannot be read.
         ConflictError: the file became shorter while it was read.
         UsageError: a folder, pipe or device.
     """

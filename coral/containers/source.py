@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from coral.errors import ConflictError, UsageError
+from coral.errors import ConflictError, StorageError, UnreadableError, UsageError
 from coral.storage.folder import translate_errors
 
 if TYPE_CHECKING:
@@ -149,6 +150,16 @@ class StreamFile:
         """Nothing to let go of."""
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into NotFoundError and UnreadableError."""
+    try:
+        with translate_errors(path):
+            yield
+    except StorageError as error:
+        raise UnreadableError(error.message, hint=error.hint, errno=error.errno) from error
+
+
 class OpenFile:
     """A regular file, open for reading by position.
 
@@ -157,7 +168,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with translate_errors(path):
+        with _reading(path):
             # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -176,7 +187,7 @@ class OpenFile:
 
         Raises:
             ConflictError: the file has become shorter.
-            StorageError: the disk refused.
+            UnreadableError: the disk refused.
         """
         data = self._read_some(start, stop)
         if len(data) == stop - start:
@@ -196,7 +207,7 @@ class OpenFile:
         return self.read(start, stop)
 
     def _read_some(self, start: int, stop: int) -> bytes:
-        with translate_errors(self.path):
+        with _reading(self.path):
             return os.pread(self._file.fileno(), stop - start, start)
 
     def check_unchanged(self) -> None:
@@ -205,7 +216,7 @@ class OpenFile:
         A write through a mapping, or one within the same tick of the file system's clock as the opening (some
         milliseconds), may leave both as they were.
         """
-        with translate_errors(self.path):
+        with _reading(self.path):
             now = _stamp(os.fstat(self._file.fileno()))
         if now != self._stamp:
             raise self._changed()

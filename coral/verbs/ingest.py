@@ -42,7 +42,8 @@ def manifest_of(
     Raises:
         FormatError: the file is plainly not what its name promises.
         ConflictError: the file changed while it was read; what was stored of it is part of nothing.
-        NotFoundError, StorageError: it cannot be read.
+        NotFoundError, UnreadableError: it cannot be read.
+        StorageError: the store's disk refused.
     """
     with _naming(path), containers.parse(path, opaque=opaque) as parsed:
         return take_in(parsed, hasher, parent, progress, tell)

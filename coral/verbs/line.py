@@ -6,20 +6,25 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from coral import forks, threads
 from coral.errors import (
     ConflictError,
     CoralError,
+    FormatError,
     LockedError,
+    NotFoundError,
     NothingToCommitError,
     PartNotFoundError,
     RefNotFoundError,
+    UnreadableError,
+    UsageError,
 )
 from coral.format.names import check_part_name, check_ref, check_ref_name
 from coral.verbs.commit import Draft, land
+from coral.verbs.parts import PartNames
 from coral.verbs.staging import Overlay, Staging
 
 if TYPE_CHECKING:
@@ -27,6 +32,9 @@ if TYPE_CHECKING:
     from coral.history import Commit, History
     from coral.objects import ChunkStore, Parent, StoreWriter
     from coral.verbs.parts import PartReader
+
+_OF_A_FILE = (FormatError, NotFoundError, ConflictError, UsageError, UnreadableError)
+"""What is wrong with a file that is to be staged, and not with the store, which the others need as well."""
 
 _FROM_HEAD = re.compile(r"(?:HEAD|@)((?:[~^].*)?)", re.DOTALL)
 
@@ -251,7 +259,7 @@ class Line:
         """Stage a part that is built. Raises what its building raises; nothing was staged then."""
         check_part_name(name)
         with self._adding() as (writer, parts):
-            parts[name] = self._build(name, build, writer)
+            parts[name] = self._build(name, build, writer, self._staging.peek().parts)
             return parts[name]
 
     @threads.one_at_a_time
@@ -267,23 +275,35 @@ class Line:
             The parts that are staged, and what went wrong with those that could not be built.
 
         Raises:
-            LockedError, StorageError: the store is busy, or its disk refused; nothing was staged.
+            LockedError, StorageError, CorruptionError: the store is busy or damaged, or its disk refused; nothing was
+                staged.
         """
         failed: dict[str, CoralError] = {}
         with self._adding() as (writer, parts):
+            staged = self._staging.peek().parts  # once for all of them: the shell's is read from the disk
+            names = self._names(staged)
             for name, build in builds.items():
                 try:
-                    parts[name] = self._build(check_part_name(name), build, writer)
+                    names.add(check_part_name(name))
+                    parts[name] = self._build(name, build, writer, staged)
                 except LockedError:
                     raise
-                except CoralError as error:
+                except _OF_A_FILE as error:
                     failed[name] = error
             if failed and not partly:
                 parts.clear()
         return parts, failed
 
-    def _build(self, name: str, build: Build, writer: StoreWriter) -> Manifest:
-        manifest = build(writer, self._parent_of(name))
+    def _names(self, staged: Mapping[str, Manifest | None]) -> PartNames:
+        """The names in the next commit as it is staged so far."""
+        there: Iterable[str] = ()
+        with contextlib.suppress(CoralError):  # the commit will say what is wrong with the tip
+            tip = self.position()[1]
+            there = self._history.parts(tip) if tip else ()
+        return PartNames(name for name in {*there, *staged} if staged.get(name, True) is not None)
+
+    def _build(self, name: str, build: Build, writer: StoreWriter, staged: Mapping[str, Manifest | None]) -> Manifest:
+        manifest = build(writer, self._parent_of(name, staged))
         manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
         return manifest
 
@@ -295,13 +315,18 @@ class Line:
             if self._writer is None:
                 self._writer = self._store().writer()
             parts: dict[str, Manifest] = {}
-            yield self._writer, parts
-            if self._durable:
-                self._seal() if parts else self._discard()
-            with self._own_overlay() as overlay:
-                self._rebase_if_clean(overlay)
-                for name, manifest in parts.items():
-                    overlay.put(name, manifest)
+            try:
+                yield self._writer, parts
+                if self._durable and parts:
+                    self._seal()
+                with self._own_overlay() as overlay:
+                    self._rebase_if_clean(overlay)
+                    for name, manifest in parts.items():
+                        overlay.put(name, manifest)
+            finally:
+                # A writer in which nothing is staged would keep garbage collection waiting for good.
+                if self._durable or not (self._opened or self._staging.peek()).parts:
+                    self._discard()
 
     @contextlib.contextmanager
     def _own_overlay(self) -> Iterator[Overlay]:
@@ -316,14 +341,14 @@ class Line:
             yield overlay
             overlay.stager = None if self._durable else threads.caller()
 
-    def _parent_of(self, name: str) -> Parent:
+    def _parent_of(self, name: str, staged: Mapping[str, Manifest | None]) -> Parent:
         """The part as this object last staged it, else as the next commit holds it so far."""
         from coral.objects import Parent
 
         if name not in self._parents:
             records = {}
             with contextlib.suppress(CoralError):  # there is none, or it is damaged: nothing to build on
-                records = {record.name: record for record in self.staged_or_tip(name).records}
+                records = {record.name: record for record in self._next(name, staged).records}
             store = self._store()
             # What the shell stages is the last that its process does.
             self._parents[name] = Parent(records, store.chunk_ids, None if self._durable else store.memory)
@@ -368,7 +393,15 @@ class Line:
 
     def staged_or_tip(self, name: str) -> Manifest:
         """A part as the next commit would hold it. Raises PartNotFoundError."""
-        staged = self.staged()
+        return self._next(name, self._staging.peek().parts)
+
+    def check_there(self, names: Iterable[str]) -> None:
+        """Raise PartNotFoundError for a part that the next commit would not hold."""
+        staged = self._staging.peek().parts
+        for name in names:
+            self._next(name, staged)
+
+    def _next(self, name: str, staged: Mapping[str, Manifest | None]) -> Manifest:
         if name in staged:
             found = staged[name]
             if found is not None:

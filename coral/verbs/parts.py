@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from coral.errors import CorruptionError, FormatError, PartNotFoundError, UsageError
+from coral.errors import ConflictError, CorruptionError, FormatError, PartNotFoundError, UsageError
 from coral.format.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -23,6 +24,42 @@ def is_state(manifest: Manifest) -> bool:
 def is_weights(manifest: Manifest) -> bool:
     """Whether a part holds named tensors of a model."""
     return manifest.container != "opaque" and not is_state(manifest)
+
+
+class PartNames:
+    """The names of a commit's parts, of which none can be a file and a folder at once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._files: set[str] = set()
+        self._folders: dict[str, str] = {}
+        for name in names:
+            self._put(name)
+
+    def add(self, name: str) -> None:
+        """Take one more. Raises ConflictError where it wants another one's place."""
+        file = next((folder for folder in _folders(name) if folder in self._files), None)
+        if file is not None:
+            raise _both(f"{name!r} would lie in {file!r}, which is a file in the next commit", file)
+        if name in self._folders:
+            inside = self._folders[name]
+            raise _both(f"{name!r} would be a file, and is the folder of {inside!r} in the next commit", inside)
+        self._put(name)
+
+    def _put(self, name: str) -> None:
+        self._files.add(name)
+        for folder in _folders(name):
+            self._folders.setdefault(folder, name)
+
+
+def _folders(name: str) -> Iterator[str]:
+    """Every folder that a part lies in, the innermost first."""
+    while "/" in name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+def _both(message: str, other: str) -> ConflictError:
+    return ConflictError(message, hint=f"take that one out of it first: coral rm --cached {shlex.quote(other)}")
 
 
 class PartReader:

@@ -76,7 +76,7 @@ def test_a_pickle_is_bounded_in_all(kind: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("opcode", [b"p", b"g"])
 @given(index=st.integers(max_value=-1) | st.integers(min_value=1 << 32))
 def test_places_in_the_memo_cannot_be_made_to_collide(opcode: bytes, index: int) -> None:
-    """Written as text a place could be any number, of which thousands have one hash; what no pickler gives is refused."""
+    """Written as text a place could be any number, of which thousands have one hash; none that no pickler gives is."""
     before = b"" if opcode == b"p" else b"Np0\n"
     with pytest.raises(RefusedError, match="damaged"):
         describe(b"N" + before + opcode + b"%d\n" % index + b".", "")

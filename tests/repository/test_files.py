@@ -27,7 +27,8 @@ from coral.errors import (
     TensorNotFoundError,
     UsageError,
 )
-from tests.repository.helpers import commit, raw, read, tree, weights
+from coral.verbs.staging import ShellStaging
+from tests.repository.helpers import commit, raw, read, run, tree, weights
 
 FILE = "model.safetensors"
 
@@ -505,3 +506,95 @@ def test_files_are_staged_together_or_not_at_all(repo: Repository) -> None:
     repo.commit("some")
     repo.fsck(read_data=True)
     assert repo.parts()["a.npy"].container == "npy"
+
+
+def test_the_staging_area_is_read_once_for_all_files(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files are staged already, it is read as often for thirty more as for one; to remove them, too."""
+    peek, counted = ShellStaging.peek, list[int]()
+    monkeypatch.setattr(ShellStaging, "peek", lambda self: counted.append(1) or peek(self))
+    shell = Repository(repo.path, shell_staging=True)
+    files = {f"{number}.txt": repo.path / f"{number}.txt" for number in range(30)}
+    for number, path in enumerate(files.values()):
+        path.write_text(str(number))
+
+    def looks(work: Callable[[], object]) -> int:
+        counted.clear()
+        work()
+        return len(counted)
+
+    shell.stage_files(files)
+    assert looks(lambda: shell.stage_files(files)) == looks(lambda: shell.stage_files(dict([files.popitem()])))
+    assert looks(lambda: shell.rm(*files, cached=True)) == looks(lambda: shell.rm("29.txt", cached=True))
+
+
+def test_a_file_that_failed_keeps_no_garbage_collection_waiting(repo: Repository) -> None:
+    """Where nothing is staged nothing is held; what is staged beside a file that failed is held, and is committed."""
+    bad = repo.path / "bad.npy"
+    bad.touch()
+    (repo.path / "good").write_text("good")
+    for partly in (False, True):
+        assert list(repo.stage_files({"bad.npy": bad}, partly=partly).failed) == ["bad.npy"]
+        repo.gc(prune_now=True)
+        with pytest.raises(FormatError):
+            repo.stage_file(bad)
+        repo.gc(prune_now=True)
+    repo.stage_file(repo.path / "good")
+    with pytest.raises(FormatError):
+        repo.stage_file(bad)
+    with pytest.raises(ConflictError, match="parts staged"):
+        repo.gc(prune_now=True)
+    repo.commit("good")
+    repo.gc(prune_now=True)
+    repo.fsck(read_data=True)
+
+
+def test_a_store_that_refuses_is_no_fault_of_the_file(repo: Repository, tmp_path: Path) -> None:
+    """A disk that takes no more ends the call, whichever file came then; a file that cannot be read is told of."""
+    (tmp_path / "large").write_bytes(os.urandom(1 << 20))
+    (tmp_path / "small").write_text("small")
+    run(
+        """
+        import resource, signal
+        from coral.containers import source
+        from coral.errors import StorageError, UnreadableError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        repo = Repository(sys.argv[1], shell_staging=True)
+        files = {name: os.path.join(sys.argv[2], name) for name in ("small", "large")}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+        try:
+            repo.stage_files(files, partly=True)
+        except StorageError as error:
+            assert not isinstance(error, UnreadableError)
+        else:
+            raise SystemExit("no error")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        assert not repo.status().staged
+        pread = os.pread
+        def refuses(fd, *where):
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/large"):
+                raise OSError(5, "input/output error")
+            return pread(fd, *where)
+        source.os.pread = refuses
+        made = repo.stage_files(files, partly=True)
+        assert [*made.parts] == ["small"] and isinstance(made.failed["large"], UnreadableError)
+        """,
+        repo.path,
+        tmp_path,
+    )
+
+
+def test_no_file_is_staged_in_the_place_of_a_folder(repo: Repository) -> None:
+    """Nor a folder in that of a file: it is told when it is added, with what to do, and the others are staged."""
+    for path in ("file", "in/a", "also", "folder/b"):
+        (repo.path / path).parent.mkdir(exist_ok=True)
+        (repo.path / path).write_text(path)
+    repo.stage_files({name: repo.path / name for name in ("file", "in/a")})
+    repo.commit("before")
+    made = repo.stage_files(dict.fromkeys(("file/x/y", "in", "also", "also/z"), repo.path / "also"), partly=True)
+    assert list(made.parts) == ["also"]
+    assert [type(error) for error in made.failed.values()] == [ConflictError] * 3
+    assert [error.hint.rpartition(" ")[2] for error in made.failed.values() if error.hint] == ["file", "in/a", "also"]
+    repo.rm("file", cached=True)
+    assert not repo.stage_files({"file/x/y": repo.path / "also"}).failed
+    repo.commit("after")
+    assert sorted(repo.parts()) == ["also", "file/x/y", "in/a"]
