@@ -70,7 +70,7 @@ def land(
     Raises:
         NothingToCommitError: the overlay changes nothing.
         ConflictError: the branch moved since, and changed a part that the overlay changes as well, and that does not
-            stand whatever becomes of it.
+            stand whatever becomes of it. The overlay lies over that move now.
     """
     blobs = {
         name: None if manifest is None else history.write_blob(manifest.to_bytes())
@@ -82,7 +82,12 @@ def land(
             raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
         if tip != overlay.base:
             by_hand = {name: oid for name, oid in blobs.items() if name not in overlay.standing}
-            _check_unrelated(history, by_hand, overlay.base, tip)
+            try:
+                _check_unrelated(history, by_hand, overlay.base, tip)
+            except ConflictError:
+                # Told of this commit, the caller may try again: on top of it, and of no later one unseen.
+                overlay.rebase(tip)
+                raise
         if not draft.allow_empty and all(_part(history, tip, name) == oid for name, oid in blobs.items()):
             why = "what is staged is what the branch holds already" if blobs else "nothing is staged"
             raise NothingToCommitError(

@@ -449,7 +449,7 @@ class Line:
             return landed
 
     def _try_to_land(self, overlay: Overlay, draft: Draft) -> Commit | BaseException:
-        branch, tip = self.position()
+        branch, _ = self.position()
         if self._is_pinned and branch is None and self._history.head() != (None, self._tip):
             return ConflictError("HEAD was detached and has moved since", hint="pin() takes up where it is now")
         written: list[str] = []
@@ -459,8 +459,6 @@ class Line:
             overlay.clear()
             return error
         except ConflictError as error:
-            # Told of it once, the caller may commit again: on top of what is there now.
-            overlay.rebase(tip)
             return error
         except BaseException as error:
             # The disk may have refused what comes after the move.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,8 @@ from coral.errors import (
     UsageError,
 )
 from coral.history import Commit
+from coral.verbs import line
+from coral.verbs.commit import land
 from tests.repository.helpers import commit, raw, read, weights
 
 _BITS = np.array([0x7FC00001, 0xFFC12345, 0x7F800001, 0x80000000, 0, 0xFF800000, 1, 0x80000001, *range(9)], "u4")
@@ -434,6 +437,26 @@ def test_a_conflict_in_the_shell_can_be_retried(repo: Repository) -> None:
         Repository(repo.path, shell_staging=True).commit("mine")
     mine = Repository(repo.path, shell_staging=True).commit("mine")
     assert mine.parents == (theirs.commit_hash,) and read(repo) == raw(weights(2))
+
+
+def test_a_conflict_with_a_commit_of_this_moment_can_be_retried(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second try lies over the commit that was told of, though it came while the first was under way."""
+    commit(repo, 1)
+    mine = Repository(repo.path)
+    mine.stage_weights(weights(2))
+    theirs: list[str] = []
+
+    def late(*arguments: Any, **options: Any) -> Commit:
+        monkeypatch.setattr(line, "land", land)
+        theirs.append(commit(repo, 3).commit_hash)
+        return land(*arguments, **options)
+
+    monkeypatch.setattr(line, "land", late)
+    with pytest.raises(ConflictError, match=r"model\.safetensors"):
+        mine.commit("mine")
+    assert mine.commit("mine").parents == tuple(theirs) and read(repo) == raw(weights(2))
 
 
 def test_a_commit_that_outran_its_staging_file(repo: Repository) -> None:

@@ -27,7 +27,7 @@ from coral.errors import (
     TensorNotFoundError,
     UsageError,
 )
-from coral.verbs.staging import ShellStaging
+from coral.verbs.staging import Overlay, ShellStaging
 from tests.repository.helpers import commit, raw, read, run, tree, weights
 
 FILE = "model.safetensors"
@@ -511,7 +511,12 @@ def test_files_are_staged_together_or_not_at_all(repo: Repository) -> None:
 def test_the_staging_area_is_read_once_for_all_files(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files are staged already, it is read as often for thirty more as for one; to remove them, too."""
     peek, counted = ShellStaging.peek, list[int]()
-    monkeypatch.setattr(ShellStaging, "peek", lambda self: counted.append(1) or peek(self))
+
+    def counting(staging: ShellStaging) -> Overlay:
+        counted.append(1)
+        return peek(staging)
+
+    monkeypatch.setattr(ShellStaging, "peek", counting)
     shell = Repository(repo.path, shell_staging=True)
     files = {f"{number}.txt": repo.path / f"{number}.txt" for number in range(30)}
     for number, path in enumerate(files.values()):
