@@ -392,7 +392,7 @@ class Repository(Live):
         """
         self._line.check_not_inside()
         self.flush()
-        names = self._free_tags(tags)
+        names = self.check_tags(tags)
         draft = self._draft(message, author, metadata, step=step, metrics=metrics, allow_empty=allow_empty)
         draft = replace(draft, sign=self._signer(sign))
         if wait:
@@ -404,6 +404,14 @@ class Repository(Live):
                 return self._land(draft, names)
 
         return self._beside(lambda: make)
+
+    def check_tags(self, tags: Sequence[str]) -> list[str]:
+        """The tags that a commit shall get, each once. Raises AlreadyExistsError for one that is taken."""
+        given = [tags] if isinstance(tags, str) else tags
+        names = list(dict.fromkeys(check_ref_name(name, "tag") for name in given))
+        for name in names:
+            self._check_free_tag(name)
+        return names
 
     def _beside(self, prepare: Callable[[], Make]) -> PendingCommit:
         signals.catch()
@@ -524,7 +532,7 @@ class Repository(Live):
 
         self._line.check_not_inside()
         self.flush()
-        names = self._free_tags(tags)
+        names = self.check_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")
         draft = self._draft(text, step=step, metrics=metrics, allow_empty=True)
         parts = checkpoint.parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
@@ -1123,13 +1131,6 @@ class Repository(Live):
             self.history.consolidate()
             self.store.consolidate()
             self.storage.sweep_temporary()
-
-    def _free_tags(self, tags: Sequence[str]) -> list[str]:
-        given = [tags] if isinstance(tags, str) else tags
-        names = list(dict.fromkeys(check_ref_name(name, "tag") for name in given))
-        for name in names:
-            self._check_free_tag(name)
-        return names
 
     def _check_free_tag(self, name: str) -> None:
         for taken in self.history.tag_names():

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +29,8 @@ _NOT_SEARCHED = "hidden, or of Python (name one to add it)"
 _TOOLS = "of git, coral or Python, and never kept"
 _NOWHERE = "links that lead nowhere"
 _FOLDER_LINK = "links to folders (name one to add it)"
+_CLOSED = "may not be read"
+_EMPTY = "holds no file"
 _SPECIAL = "pipes, sockets or devices"
 _NEVER_KEPT = frozenset({".git", ".coral", "__pycache__"})
 _SHOWN = 3
@@ -93,13 +96,21 @@ def find_files(repo: Repository, paths: Sequence[str], *, name: str | None = Non
     search = _Search(repo)
     for text in paths:
         path = Path(check_path(text))
-        if not path.exists():
-            raise _nothing_there(text)
-        if path.is_dir():
+        if _is_folder(path):
             search.take_folder(path)
         else:
-            search.found.files[name or repo.worktree.part_name(path)] = path
+            search.found.files[repo.worktree.part_name(path) if name is None else check_part_name(name)] = path
     return search.found
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder. Raises NotFoundError where nothing is there."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _nothing_there(str(path)) from None
+    except OSError:
+        return False  # what cannot be looked at is to be staged, which says so
 
 
 def _nothing_there(text: str) -> NotFoundError:
@@ -121,7 +132,13 @@ class _Search:
         is_project = name == "."
         if not is_project:
             check_part_name(name)
-        for root, folders, files in os.walk(path, onerror=self._take_unread):
+        before = len(self.found.files) + len(self.found.skipped)
+        self._walk(path, is_project)
+        if not is_project and len(self.found.files) + len(self.found.skipped) == before:
+            self._note(path, _EMPTY)
+
+    def _walk(self, path: Path, is_project: bool) -> None:
+        for root, folders, files in os.walk(path, onerror=partial(self._take_unread, is_project=is_project)):
             reasons = [(one, self._why_no_folder(Path(root, one), is_project)) for one in sorted(folders)]
             # As it is walked on from there, so it is noted.
             folders[:] = [one for one, reason in reasons if reason is None]
@@ -130,10 +147,13 @@ class _Search:
             for one in sorted(files):
                 self._take_file(Path(root, one), is_project)
 
-    def _take_unread(self, error: OSError) -> None:
-        """A folder that cannot be read: to be staged, which says so."""
+    def _take_unread(self, error: OSError, is_project: bool) -> None:
+        """A folder that cannot be read: of one that is wanted whole to be staged, which says so."""
         path = Path(error.filename)
-        self.found.files[self._tree.part_name(path.resolve())] = path
+        if is_project:
+            self._note(path, _CLOSED)
+        else:
+            self.found.files[self._tree.part_name(path.resolve())] = path
 
     def _take_file(self, file: Path, is_project: bool) -> None:
         reason = _why_no_file(file, is_project)
@@ -149,7 +169,7 @@ class _Search:
         """Why a folder is passed over; empty where nobody would ask."""
         if folder.name in _NEVER_KEPT:
             return "" if is_project else _TOOLS
-        if folder.is_symlink():
+        if os.path.islink(folder):
             return _FOLDER_LINK
         return _NOT_SEARCHED if is_project and not is_searched(folder) else None
 
@@ -160,8 +180,10 @@ def _why_no_file(file: Path, is_project: bool) -> str | None:
     try:
         is_file = stat.S_ISREG(os.stat(file).st_mode)
     except OSError as error:
-        # What cannot be looked at is to be staged, which says so.
-        return _NOWHERE if file.is_symlink() or isinstance(error, FileNotFoundError) else None
+        if os.path.islink(file) or isinstance(error, FileNotFoundError):
+            return _NOWHERE
+        # What cannot be looked at and is wanted is to be staged, which says so.
+        return _CLOSED if is_project else None
     if not is_file:
         return _SPECIAL
     if is_project and not is_model_name(file.name):
@@ -199,7 +221,8 @@ def say_added(session: Session, added: Added) -> None:
             how = f"kept whole: {reason}" if reason else "kept whole"
         session.say(f"staged {printable(name)}  ({how}, {size(manifest.nbytes)})")
     if whole and len(added.staged.parts) > 1:
-        session.say(f"{whole:,} of {count(len(added.staged.parts), 'file')} kept whole, the others by their tensors")
+        others = ", the others by their tensors" if whole < len(added.staged.parts) else ""
+        session.say(f"{whole:,} of {count(len(added.staged.parts), 'file')} kept whole{others}")
     for reason, group in groupby(sorted(added.skipped, key=attrgetter("reason")), key=attrgetter("reason")):
         session.say(f"skipped {_some([one.path for one in group])}: {reason}")
 
@@ -210,7 +233,7 @@ def _some(paths: Sequence[str]) -> str:
 
 
 def failure(failed: Mapping[str, CoralError], outcome: str) -> CoralError:
-    """What to raise for files that cannot be kept: of the class of the first, and naming each.
+    """What to raise for files that cannot be kept: of the class of the first, and naming each, with what to do.
 
     Args:
         outcome: what became of the others.
@@ -218,5 +241,10 @@ def failure(failed: Mapping[str, CoralError], outcome: str) -> CoralError:
     first, *others = failed.values()
     if not others:
         return type(first)(f"{first.message}; {outcome}", hint=first.hint)
-    lines = "".join(f"\n  {error.message}" for error in failed.values())
-    return type(first)(f"{len(failed):,} files cannot be kept; {outcome}:{lines}", hint=first.hint)
+    hints = {error.hint for error in failed.values()}
+    common = first.hint if len(hints) == 1 else None
+    lines = "".join(
+        f"\n  {error.message}" + (f"\n    hint: {error.hint}" if error.hint and common is None else "")
+        for error in failed.values()
+    )
+    return type(first)(f"{len(failed):,} files cannot be kept; {outcome}:{lines}", hint=common)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 ReadRecords = Callable[[Sequence[TensorRecord]], "Iterator[Buffer]"]
 """Yields the bytes of records, one after another; a piece is part of one record, and valid until the next."""
-"""Yields a record's bytes in order, in pieces of any size."""
 
 
 class Output(Protocol):

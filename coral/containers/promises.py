@@ -106,7 +106,7 @@ def check(data: FileRange, promise: Promise | None) -> None:
     _refuse_pointer(start, "file" if promise is None else promise.what)
     if promise is None:
         return
-    if not start and (promise.starts or promise.held == "always"):
+    if not start and promise.held != "sometimes":
         raise FormatError(f"an empty file is no {promise.what}", hint=AGAIN)
     if promise.held == "always" and promise.starts and not _begins(data, promise.starts):
         raise FormatError(f"it begins as no {promise.what} does", hint=AGAIN)

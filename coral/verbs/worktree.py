@@ -89,7 +89,8 @@ class WorkTree:
         self._history = history
         self._reader = reader
         self._store = store
-        self._stamps: dict[str, tuple[list[int], str]] | None = None
+        # By file: its stamp, whether it was described as one span of bytes, and the digest of that manifest.
+        self._stamps: dict[str, tuple[list[int], bool, str]] | None = None
 
     # -- what is there
 
@@ -111,12 +112,13 @@ class WorkTree:
         stamp = self._stamp(name)
         if stamp is None:
             return False
+        opaque = manifest.container == "opaque"
         known = self._load_stamps().get(name)
-        if known is not None and known[0] == stamp.fields:
-            return known[1] == _digest(manifest.to_bytes())
-        found = self.describe(self.folder.path(name), opaque=manifest.container == "opaque")
+        if known is not None and known[:2] == (stamp.fields, opaque):
+            return known[2] == _digest(manifest.to_bytes())
+        found = self.describe(self.folder.path(name), opaque=opaque)
         if found is not None and stamp.settled:
-            self._load_stamps()[name] = (stamp.fields, _digest(found.to_bytes()))
+            self._load_stamps()[name] = (stamp.fields, opaque, _digest(found.to_bytes()))
         return found == manifest
 
     def _holds(self, name: str, manifests: Iterable[Manifest]) -> bool:
@@ -150,7 +152,7 @@ class WorkTree:
         path = self.folder.path(name)
         if not path.is_symlink():
             return self.matches(name, manifest)
-        return path.is_file() and self.describe(path, opaque=manifest.container == "opaque") == manifest
+        return os.path.isfile(path) and self.describe(path, opaque=manifest.container == "opaque") == manifest
 
     def describe(self, path: Path, *, opaque: bool = False) -> Manifest | None:
         """The manifest that a file would get, without storing it; None when it cannot be read as a container."""
@@ -267,12 +269,14 @@ class WorkTree:
 
     # -- stamps of files, so that an untouched file is not hashed again
 
-    def _load_stamps(self) -> dict[str, tuple[list[int], str]]:
+    def _load_stamps(self) -> dict[str, tuple[list[int], bool, str]]:
         if self._stamps is None:
             try:
                 first, _, body = read_bounded(self._cache_folder, _CACHE, _CACHE_LIMIT).partition(b"\n")
                 data = json.loads(body) if first == _check_line(body) else {}
-                self._stamps = {name: (list(stamp), str(digest)) for name, (stamp, digest) in data.items()}
+                self._stamps = {
+                    name: (list(stamp), bool(opaque), str(digest)) for name, (stamp, opaque, digest) in data.items()
+                }
             except (CoralError, ValueError, TypeError, AttributeError, RecursionError):
                 self._stamps = {}
         return self._stamps
@@ -296,8 +300,11 @@ class WorkTree:
 
 
 def is_searched(folder: Path) -> bool:
-    """Whether model files are looked for in a folder of the project: not where it is hidden, or Python's."""
-    is_python = folder.name == "__pycache__" or any((folder / mark).exists() for mark in _ENVIRONMENT_MARKS)
+    """Whether model files are looked for in a folder of the project: not where it is hidden, or Python's.
+
+    One that may not be entered has no marks that could be seen.
+    """
+    is_python = folder.name == "__pycache__" or any(os.path.exists(folder / mark) for mark in _ENVIRONMENT_MARKS)
     return not folder.name.startswith(".") and not is_python
 
 

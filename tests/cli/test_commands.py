@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,17 +185,89 @@ def test_commit_wants_all_files_or_none(project: Path, call: Call, ask: Ask, wri
     before = ask("status")["staged"]
     done = call("commit", "-m", "x", "ck", "before.safetensors", code=6)
     assert all(name in done.stderr for name in ("cut.pt", "empty.npy", "two\\nlines", "nothing was committed"))
+    told = json.loads(call("commit", "-m", "x", "ck", "before.safetensors", "--json", code=6).stdout)
+    assert [one["name"] for one in told["failed"]] == ["ck/cut.pt", "ck/empty.npy", "ck/two\nlines"]
+    assert told["staged"] == []
     status = ask("status")
     assert (status["commit"], status["staged"]) == (None, before)
 
 
-def test_add_takes_any_file_that_is_named(project: Path, ask: Ask, write: Write) -> None:
+def test_each_failure_says_what_to_do_about_it(project: Path, call: Call) -> None:
+    """Where the hints of several files differ each stands with its own; a common one is said once."""
+    (project / "cut.npy").write_bytes(b"\x93NUM")
+    (project / "lfs.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (project / "empty.npy").touch()
+    told = call("add", "cut.npy", "lfs.pt", code=6).stderr
+    assert told.count("hint: ") == 2 and told.index("cut.npy") < told.index("save it again") < told.index("lfs.pt")
+    assert told.index("lfs.pt") < told.index("git lfs pull")
+    assert call("add", "cut.npy", "empty.npy", code=6).stderr.count("hint: ") == 1
+
+
+def test_a_taken_tag_is_told_of_before_anything_is_added(
+    history: list[str], call: Call, ask: Ask, write: Write
+) -> None:
+    """`--tag` of a name that exists stages nothing, however long the files would take."""
+    write(seed=9)
+    call("commit", "-m", "x", "--tag", "v2", "model.safetensors", code=4)
+    assert ask("status")["staged"] == []
+
+
+def test_a_folder_without_files_is_said(project: Path, call: Call, ask: Ask) -> None:
+    """It is passed over by name, not silently; no half is told of where there is only one."""
+    (project / "empty/deep").mkdir(parents=True)
+    (project / "full").mkdir()
+    for name in "ab":
+        (project / "full" / name).write_text(name)
+    told = call("add", "empty", "full").stdout
+    assert "skipped empty: holds no file" in told
+    assert "2 of 2 files kept whole\n" in told
+    assert ask("add", "empty")["skipped"] == [{"path": "empty", "reason": "holds no file"}]
+
+
+class _Closed:
+    """A folder that refuses to be looked into; root, as which tests may run, is refused nothing."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder = str(folder)
+        for name in ("stat", "lstat", "scandir", "listdir", "access"):
+            monkeypatch.setattr(os, name, self._guarded(getattr(os, name)))
+
+    def _guarded(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(path: Any = ".", *arguments: Any, **options: Any) -> Any:
+            text = os.path.abspath(path) if not isinstance(path, int) else ""
+            if text.startswith(f"{self._folder}/") or (
+                text == self._folder and real.__name__ in ("scandir", "listdir")
+            ):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return guarded
+
+
+def test_a_folder_that_may_not_be_entered_hides_itself_alone(
+    project: Path, call: Call, ask: Ask, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` passes over it and says so, `status` works; as part of a folder that is wanted whole it is a failure."""
+    for name in ("a.safetensors", "deep/b.safetensors", "deep/closed/c.safetensors"):
+        write(name)
+    _Closed(project / "deep/closed", monkeypatch)
+    assert ask("status")["untracked"] == ["a.safetensors", "deep/b.safetensors"]
+    added = ask("add", ".")
+    assert [part["name"] for part in added["staged"]] == ["a.safetensors", "deep/b.safetensors"]
+    assert [one["path"] for one in added["skipped"]] == ["deep/closed"]
+    told = json.loads(call("add", "deep", "--json", code=2).stdout)
+    assert [one["name"] for one in told["failed"]] == ["deep/closed"]
+    assert [part["name"] for part in told["staged"]] == ["deep/b.safetensors"]
+
+
+def test_add_takes_any_file_that_is_named(project: Path, call: Call, ask: Ask, write: Write) -> None:
     """A file that is no model is kept whole; `--opaque` keeps a model whole; `--name` names the part."""
     (project / "notes.txt").write_text("hello")
     write()
     assert ask("add", "notes.txt")["staged"][0]["container"] == "opaque"
     assert ask("add", "--opaque", "model.safetensors")["staged"][0]["container"] == "opaque"
     assert ask("add", "--name", "best.safetensors", "model.safetensors")["staged"][0]["name"] == "best.safetensors"
+    call("add", "--name", "", "model.safetensors", code=2)
 
 
 def test_add_stages_nothing_when_a_path_is_wrong(project: Path, call: Call, ask: Ask, write: Write) -> None:
@@ -236,6 +309,19 @@ def test_status_names_files_as_seen_from_here(
     text = call("status").stdout
     assert "    a.safetensors\n" in text and "    ../b.safetensors\n" in text and "two\\nlines.npy'" in text
     call("add", "a.safetensors", "../b.safetensors")
+
+
+def test_status_forgets_no_way_of_describing_a_file(project: Path, call: Call, ask: Ask) -> None:
+    """A file that is kept whole, and by its tensors before, is not modified: its stamp is that of either."""
+    path = project / "x.pt"
+    torch.save({"w": torch.ones(9)}, path)
+    os.utime(path, ns=(1, 1))
+    time.sleep(0.1)  # until its stamp is settled
+    for options in ([], ["--opaque"], []):
+        call("add", "x.pt", *options)
+        assert ask("status")["modified"] == []
+        call("commit", "-m", "x")
+        assert ask("status")["modified"] == []
 
 
 def test_status_tells_the_three_kinds_apart(project: Path, call: Call, ask: Ask, write: Write) -> None:

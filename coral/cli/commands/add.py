@@ -36,6 +36,6 @@ def command(session: Session, paths: tuple[str, ...], opaque: bool, name: str | 
     else:
         say_added(session, added)
         if not added.staged.parts and not failed:
-            session.say("nothing to add: no model file there")
+            session.say("nothing to add" if added.skipped else "nothing to add: no model file there")
     if failed:
         raise failure(failed, "the others are staged" if added.staged.parts else "nothing was staged")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,7 +82,12 @@ def command(
 
     repo = session.open()
     chosen = Options(tags, step, parse_metrics(metrics) or None, author, allow_empty, run, sign)
-    added = _add(repo, session, paths)
+    repo.check_tags(tags)
+    added = add(repo, session, find_files(repo, paths)) if paths else Added()
+    if added.staged.failed:
+        if as_json:
+            print_json(added.data())
+        raise failure(added.staged.failed, "nothing was committed")
     if not as_json:
         say_added(session, added)
     message = "\n\n".join(messages) if messages else _ask(repo, allow_empty=chosen.allow_empty)
@@ -91,16 +96,6 @@ def command(
         print_json({"branch": repo.branch, "tags": list(chosen.tags), **commit_data(commit), **added.data()})
     elif not session.quiet:
         _describe(repo, commit)
-
-
-def _add(repo: Repository, session: Session, paths: Sequence[str]) -> Added:
-    """Stage the files that paths mean, or none of them. Raises what is wrong with those that cannot be kept."""
-    if not paths:
-        return Added()
-    added = add(repo, session, find_files(repo, paths))
-    if added.staged.failed:
-        raise failure(added.staged.failed, "nothing was committed")
-    return added
 
 
 def _commit(repo: Repository, session: Session, message: str, options: Options) -> Commit:
