@@ -21,7 +21,7 @@ from coral.containers.source import (
     StreamFile,
     TensorSource,
 )
-from coral.containers.zips import NotThisError
+from coral.containers.zips import CutShortError, NotThisError
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 
@@ -124,6 +124,8 @@ def _parse_content(data: FileRange, promise: Promise | None) -> Parsed:
     try:
         return _parse_archive(data)
     except NotThisError as error:
+        if isinstance(error, CutShortError) and promise is not None and promise.has_tensors:
+            raise FormatError(str(error), hint=promises.AGAIN) from None
         return _parse_opaque(data)._replace(reason=promises.why_whole(data, promise, str(error)))
 
 
@@ -133,9 +135,9 @@ def _parse_archive(data: FileRange) -> Parsed:
     if torchlegacy.looks_like_legacy(data):
         return torchlegacy.parse(data)
     if not zips.is_zip(data):
-        raise NotThisError("no known container")
+        raise NotThisError("it holds no tensors" if zips.is_empty_zip(data) else "no known container")
     members = zips.members_of(data)
-    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, zips.stored(members))
+    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, members)
 
 
 def _parse_opaque(data: FileRange) -> Parsed:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from coral.containers.source import FileRange, ReadableFile, TensorSource
 from coral.errors import CorruptionError
@@ -11,6 +11,8 @@ from coral.format.manifest import TensorRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_T = TypeVar("_T")
 
 ReadRecords = Callable[[Sequence[TensorRecord]], "Iterator[Buffer]"]
 """Yields the bytes of records, one after another; a piece is part of one record, and valid until the next."""
@@ -52,6 +54,20 @@ class Parsed(NamedTuple):
     metadata: tuple[tuple[str, str], ...]
     tensors: Sequence[TensorSource]
     reason: str = ""
+
+
+def numbered(wanted: Iterable[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:
+    """Things by names that are all different: who comes later and wants a name that is given gets ``NAME~2``."""
+    names: set[str] = set()
+    numbers: dict[str, int] = {}
+    for base, thing in wanted:
+        name = base
+        while name in names:
+            # Counted on from the last of the same name: a million of them must not take a million squared steps.
+            numbers[base] = numbers.get(base, 1) + 1
+            name = f"{base}~{numbers[base]}"
+        names.add(name)
+        yield name, thing
 
 
 class ParsedFile:

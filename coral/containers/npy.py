@@ -2,6 +2,7 @@
 
 A record bears an array's name only where its bytes are the array's elements in C order. Those of an array in Fortran
 order are its transpose, the record ``NAME.T``; those of a type that coral lacks are the record ``NAME.bytes``.
+Where another array has that for its own name, the record is numbered: ``NAME.T~2``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from operator import mul
 from typing import Final, NamedTuple
 
 from coral.containers import zips
-from coral.containers.file import Output, Parsed, ReadRecords, TensorView, write_record
+from coral.containers.file import Output, Parsed, ReadRecords, TensorView, numbered, write_record
 from coral.containers.source import FileRange, FileSource
 from coral.containers.zips import Member, NotThisError, Skeleton, Span
 from coral.errors import FormatError
@@ -32,6 +33,7 @@ TRANSPOSED: Final = ".T"
 RAW: Final = ".bytes"
 """What follows the name of an array that is big-endian, or of a type that is not coral's."""
 
+_TRANSPOSED_NAME = re.compile(r"(.*)\.T(?:~\d+)?", re.DOTALL)
 _MAGIC = b"\x93NUMPY"
 _SUFFIX = ".npy"
 # Exactly what numpy writes; anything else is kept as bytes.
@@ -79,19 +81,36 @@ def parse_npy(data: FileRange) -> Parsed:
 
 def parse_npz(data: FileRange, members: Sequence[Member]) -> Parsed:
     """Take a ``.npz`` archive apart; its compressed members stay in the skeleton. Raises NotThisError."""
-    spans, sources, names = [], [], set()
-    for member in members:
+    arrays: dict[str, tuple[Member, FileRange, _Array]] = {}
+    for member in zips.stored(members):
         content = data.part(member.start, member.stop)
         if not member.name.endswith(_SUFFIX) or not looks_like_npy(content):
             continue
-        names.add(member.name)
-        suffix, dtype, shape, start = _read_header(content)
-        name = member.name.removesuffix(_SUFFIX) + suffix
-        spans.append(Span(name, member.start + start, start, member))
-        sources.append(FileSource(name, dtype, shape, content.part(start, len(content))))
-    if not len(names) == len({source.name for source in sources}) == len(sources):
-        raise NotThisError("two of its arrays would have one name")
+        if member.name in arrays:
+            raise NotThisError("a member stands in it twice")
+        arrays[member.name] = member, content, _read_header(content)
+    if not arrays:
+        raise NotThisError(_why_none(members))
+    names = _record_names({name: array.suffix for name, (_, _, array) in arrays.items()})
+    spans, sources = [], []
+    for own, (member, content, (_, dtype, shape, start)) in arrays.items():
+        spans.append(Span(names[own], member.start + start, start, member))
+        sources.append(FileSource(names[own], dtype, shape, content.part(start, len(content))))
     return Parsed("npz", zips.make_skeleton(data, spans), (), sources)
+
+
+def _record_names(suffixes: Mapping[str, str]) -> dict[str, str]:
+    """What the records of an archive's arrays are called, by their members; arrays that keep their name come first."""
+    order = sorted(suffixes, key=lambda member: suffixes[member] != "")
+    wanted = ((member.removesuffix(_SUFFIX) + suffixes[member], member) for member in order)
+    return {member: name for name, member in numbered(wanted)}
+
+
+def _why_none(members: Sequence[Member]) -> str:
+    """Why an archive has no array that could be taken out of it, and no pickle of torch's."""
+    if any(member.packed_crc is not None and member.name.endswith((_SUFFIX, "/data.pkl")) for member in members):
+        return "its members are compressed, or encrypted"
+    return "its archive is laid out neither as torch.save's nor as numpy's"
 
 
 def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Output) -> None:
@@ -105,14 +124,18 @@ def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Out
 def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
     """The arrays of a file, by name; one in Fortran order is a view of its transpose. Raises FormatError."""
     found = {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}
-    if any(name.endswith(TRANSPOSED) for name in found):
-        for name, header in _headers(manifest, skeleton):
-            own = name.removesuffix(TRANSPOSED)
-            if own not in found and _is_transposed(manifest[name], header):
-                record = found.pop(name)
-                shape = record.shape[::-1]
-                stride = tuple(accumulate(shape[:-1], mul, initial=1))
-                found[own] = TensorView(own, name, record.dtype, shape, stride)
+    transposed = {name: match[1] for name in found if (match := _TRANSPOSED_NAME.fullmatch(name))}
+    if not transposed:
+        return found
+    headers = _headers(manifest, skeleton)
+    ours = [name for name, header in headers if name in transposed and _is_transposed(manifest[name], header)]
+    # All of these names are free before the first is given: an array may be called as the record of another one.
+    for record in [found.pop(name) for name in ours]:
+        own, shape = transposed[record.name], record.shape[::-1]
+        if own in found:
+            raise FormatError(f"two arrays of an archive are called {own!r}")
+        stride = tuple(accumulate(shape[:-1], mul, initial=1))
+        found[own] = TensorView(own, record.name, record.dtype, shape, stride)
     return found
 
 

@@ -7,6 +7,7 @@ only when it is malformed, or asks for more work than any checkpoint does.
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple, NoReturn
@@ -25,6 +26,10 @@ _LEAVE: Final = -1
 
 class RefusedError(Exception):
     """The pickle is malformed, or too much; the message continues "kept whole: "."""
+
+
+class EndsEarlyError(RefusedError):
+    """The bytes end before the pickle does."""
 
 
 class _OddError(Exception):
@@ -317,7 +322,7 @@ class _Machine:
         self.budget = budget
 
     def run(self, pickle: bytes) -> object:
-        for opcode, argument, position in pickletools.genops(pickle):
+        for opcode, argument, position in _opcodes(pickle):
             name = opcode.name
             self.budget.spend(_COSTS.get(name, 1))
             if name in _LITERALS:
@@ -531,6 +536,17 @@ class _Machine:
 
     def ignore(self, _: object) -> None:
         pass
+
+
+def _opcodes(pickle: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, object, int | None]]:
+    """As pickletools has them. Raises EndsEarlyError where there are no more bytes, ValueError where they are odd."""
+    stream = io.BytesIO(pickle)
+    try:
+        yield from pickletools.genops(stream)
+    except ValueError:
+        if stream.tell() < len(pickle):
+            raise
+        raise EndsEarlyError("its pickle is damaged, or cut short") from None
 
 
 def _refuse_opcode(machine: _Machine, argument: object) -> NoReturn:

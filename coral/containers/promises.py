@@ -38,7 +38,7 @@ class Promise(NamedTuple):
 
 
 _ZIP = zips.MEMBER_SIGNATURE
-_ZIP_END = b"PK\5\6"
+_ZIP_END = zips.END_SIGNATURE
 _ZIP_END_BYTES = 22
 _ZIP_TAIL = _ZIP_END_BYTES + 0xFFFF
 _PICKLE = b"\x80"

@@ -1,8 +1,8 @@
 """What torch's files have in common: tensors by name, and storages, each of which is one record.
 
-A storage is named after the one tensor that covers it exactly. Views, ties and everything else follow from the
-pickle, which stays in the skeleton and is never executed. A tensor that cannot be shown, such as one of a type that
-coral lacks, has no name; its storage is a record all the same.
+A storage is named after the one tensor that covers it exactly; else by itself, and numbered where a tensor has that
+name. Views, ties and everything else follow from the pickle, which stays in the skeleton and is never executed. A
+tensor that cannot be shown, such as one of a type that coral lacks, has no name; its storage is a record all the same.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from coral.containers.file import TensorView
-from coral.containers.pickled import RefusedError, Storage, Tensor, describe
+from coral.containers.file import TensorView, numbered
+from coral.containers.pickled import Described, RefusedError, Storage, Tensor, describe
 from coral.containers.source import FileRange, FileSource
 from coral.containers.zips import NotThisError, Skeleton, lengths
 from coral.errors import FormatError
@@ -53,26 +53,17 @@ def read_pickles(pickle: bytes, constants: bytes = b"") -> Contents:
     """
     try:
         own = describe(pickle, STORAGES)
-        found = [own, describe(constants, CONSTANTS)] if constants else [own]
+        found = [describe(constants, CONSTANTS)] if constants else []
     except RefusedError as error:
         raise NotThisError(str(error)) from None
-    paths = own.tensors + [(_CONSTANT + path, tensor) for more in found[1:] for path, tensor in more.tensors]
-    storages = [pair for each in found for pair in each.storages.items()]
-    return Contents([*_shown(_numbered(paths))], storages, own.nbytes)
+    return contents_of(own, *found)
 
 
-def _numbered(paths: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by names that are all different."""
-    names: set[str] = set()
-    numbers: dict[str, int] = {}
-    for path, tensor in paths:
-        name = path
-        while name in names:
-            # Counted on from the last of the same path: a million of them must not take a million squared steps.
-            numbers[path] = numbers.get(path, 1) + 1
-            name = f"{path}~{numbers[path]}"
-        names.add(name)
-        yield name, tensor
+def contents_of(own: Described, *constants: Described) -> Contents:
+    """What a file's pickle describes, with that of TorchScript's constants."""
+    paths = own.tensors + [(_CONSTANT + path, tensor) for more in constants for path, tensor in more.tensors]
+    storages = [pair for each in (own, *constants) for pair in each.storages.items()]
+    return Contents([*_shown(numbered(paths))], storages, own.nbytes)
 
 
 def _shown(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -124,9 +115,10 @@ def name_storages(storages: Mapping[str, FileRange], contents: Contents) -> dict
     """The records that a file's storages are, both by the storages' names.
 
     Raises:
-        NotThisError: a storage is missing, or not as long as the pickle says; or two records would have one name.
+        NotThisError: a storage is missing, or not as long as the pickle says.
     """
     covering = _covering(contents.tensors)
+    names = _record_names(contents, storages)
     elements = {storage.name: storage.kind.element for _, storage in contents.storages}
     for name, tensor in contents.tensors:
         _check_there(name, tensor, storages)
@@ -134,13 +126,24 @@ def name_storages(storages: Mapping[str, FileRange], contents: Contents) -> dict
     sources = {}
     for key, content in storages.items():
         if key in covering:
-            name, tensor = covering[key]
-            sources[key] = FileSource(name, tensor.dtype, _logical_shape(tensor), content)
+            _, tensor = covering[key]
+            sources[key] = FileSource(names[key], tensor.dtype, _logical_shape(tensor), content)
         else:
-            sources[key] = _plain(key, elements.get(key, "U8"), content)
-    if len({source.name for source in sources.values()}) != len(sources):
-        raise NotThisError("two of its storages would have one name")
+            sources[key] = _plain(names[key], elements.get(key, "U8"), content)
     return sources
+
+
+def _record_names(contents: Contents, storages: Iterable[str] = ()) -> dict[str, str]:
+    """What the records of storages are called, by the storages' own names; all are different.
+
+    Args:
+        storages: those of the file. The pickle may not know of some, and their names are given last, so that the others
+            follow from the pickle alone.
+    """
+    covering = _covering(contents.tensors)
+    plain = dict.fromkeys([*(storage.name for _, storage in contents.storages), *storages])
+    wanted = [(name, key) for key, (name, _) in covering.items()]
+    return {key: name for name, key in numbered([*wanted, *((key, key) for key in plain if key not in covering)])}
 
 
 def _check_there(name: str, tensor: Tensor, storages: Mapping[str, FileRange]) -> None:
@@ -161,14 +164,14 @@ def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
     """Every tensor that can be shown, as a view of the record that holds its storage. Raises FormatError."""
     parts = Skeleton.from_bytes(skeleton, lengths(manifest))
     try:
-        named = read_pickles(parts.read_literal(*parts.pickle), parts.read_literal(*parts.constants)).tensors
+        contents = read_pickles(parts.read_literal(*parts.pickle), parts.read_literal(*parts.constants))
     except NotThisError as error:
         raise FormatError(f"a torch skeleton is not understood: {error}") from None
-    covering = _covering(named)
+    names = _record_names(contents)
     found = {}
-    for name, tensor in named:
+    for name, tensor in contents.tensors:
         storage = tensor.storage
-        record_name = covering[storage.name][0] if storage.name in covering else storage.name
+        record_name = names[storage.name]
         if record_name not in manifest or manifest[record_name].nbytes != storage.nbytes:
             raise FormatError(f"a torch skeleton's tensor {name!r} has no record")
         shape = _logical_shape(tensor)

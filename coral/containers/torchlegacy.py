@@ -12,10 +12,10 @@ from typing import Final
 
 from coral.containers import zips
 from coral.containers.file import Parsed
-from coral.containers.pickled import PICKLE_LIMIT, RefusedError, Storage, length, plain_list
+from coral.containers.pickled import PICKLE_LIMIT, EndsEarlyError, RefusedError, Storage, describe, length, plain_list
 from coral.containers.source import FileRange
-from coral.containers.torchfile import name_storages, read_pickles
-from coral.containers.zips import Member, NotThisError, Span
+from coral.containers.torchfile import STORAGES, contents_of, name_storages
+from coral.containers.zips import CutShortError, Member, NotThisError, Span
 
 _MAGIC = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
 _MAGIC_BYTES: Final = 32
@@ -33,16 +33,18 @@ def looks_like_legacy(data: FileRange) -> bool:
 
 
 def parse(data: FileRange) -> Parsed:
-    """Take such a file apart. Raises NotThisError when it is not a whole and sound one."""
+    """Take such a file apart. Raises NotThisError when it is not a sound one, CutShortError when it is not whole."""
     head = data.read(0, PICKLE_LIMIT)
     start = 0
     try:
         for _ in range(3):
             start += length(head[start:])
-        contents = read_pickles(head[start:])
+        contents = contents_of(describe(head[start:], STORAGES))
         stop = start + contents.nbytes
         keys, nbytes = plain_list(head[stop:])
-    except (RefusedError, NotThisError) as error:
+    except RefusedError as error:
+        if isinstance(error, EndsEarlyError) and len(data) <= PICKLE_LIMIT:
+            raise CutShortError("it is cut short: it ends within a pickle") from None
         # Of a longer pickle the end was not read.
         large = f", or has over {PICKLE_LIMIT >> 20} MiB of values that are no tensors"
         raise NotThisError(str(error) + large * (len(data) > PICKLE_LIMIT)) from None
@@ -66,7 +68,7 @@ def _members(data: FileRange, storages: Sequence[Storage], at: int) -> Iterator[
         count = int.from_bytes(data.read(at, at + _COUNT_BYTES), "little")
         start, stop = at + _COUNT_BYTES, at + _COUNT_BYTES + storage.nbytes
         if stop > len(data):
-            raise NotThisError("it is cut short")
+            raise CutShortError(f"it is cut short: it has {len(data):,} of at least {stop:,} bytes")
         # The elements may be counted as bytes: those of a storage that was saved before a tensor of it was.
         if count not in (storage.nbytes // storage.kind.item, storage.nbytes):
             raise NotThisError("a storage is not as long as its pickle says")

@@ -22,17 +22,15 @@ def is_torch(members: Sequence[Member]) -> bool:
 
 
 def parse(data: FileRange, members: Sequence[Member]) -> Parsed:
-    """Take a torch archive apart.
+    """Take a torch archive apart, as :func:`is_torch` says that it is.
 
     Raises:
-        NotThisError: not such an archive, big-endian, or one whose pickle and storages are not sound.
+        NotThisError: it is big-endian, or its pickle and storages are not sound.
     """
     by_name = _strip_folder(zips.stored(members))
     order = by_name.get(_BYTE_ORDER)
     if order is not None and data.read(order.start, min(order.stop, order.start + 8)) != b"little":
         raise NotThisError("it was saved on a big-endian machine")
-    if _PICKLE not in by_name:
-        raise NotThisError("its archive has no pickle, or a compressed one")
     contents = read_pickles(_read(data, by_name, _PICKLE), _read(data, by_name, _CONSTANTS))
     storages = {name: member for name, member in by_name.items() if name.startswith((STORAGES, CONSTANTS))}
     ranges = {name: data.part(member.start, member.stop) for name, member in storages.items()}

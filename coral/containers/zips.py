@@ -68,14 +68,26 @@ class Span(NamedTuple):
 MEMBER_SIGNATURE: Final = b"PK\3\4"
 """What a zip archive begins with."""
 
+END_SIGNATURE: Final = b"PK\5\6"
+"""What the end of its directory begins with, which is all of an empty one."""
+
 
 class NotThisError(Exception):
     """The file is not of the kind that was looked for; the message, which continues "kept whole: ", says why."""
 
 
+class CutShortError(NotThisError):
+    """The file is of that kind, and ends before it should."""
+
+
 def is_zip(data: FileRange) -> bool:
     """Whether the bytes begin with a zip member."""
     return data.read(0, len(MEMBER_SIGNATURE)) == MEMBER_SIGNATURE
+
+
+def is_empty_zip(data: FileRange) -> bool:
+    """Whether the bytes begin with the end of a zip's directory."""
+    return data.read(0, len(END_SIGNATURE)) == END_SIGNATURE
 
 
 def members_of(data: FileRange) -> list[Member]:
@@ -126,7 +138,7 @@ def _directory(data: FileRange) -> tuple[int, int]:
     """Where the directory is; it stands in the skeleton, so a longer one need not be read."""
     tail_at = max(0, len(data) - _END.size - _MAX_COMMENT)
     tail = data.read(tail_at, len(data))
-    found_at = tail.rfind(b"PK\5\6")
+    found_at = tail.rfind(END_SIGNATURE)
     if found_at < 0:
         raise NotThisError("its zip directory is missing, as in a file that is cut short")
     *_, size, start, _ = _END.unpack_from(tail, found_at)

@@ -15,13 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coral.containers import TensorView, parse, views
 from coral.errors import CoralError, FormatError, NotFoundError, UsageError
-from coral.format.manifest import is_manifest
+from coral.format.manifest import Manifest, is_manifest
+from coral.verbs.frameworks import NUMPY
 from tests.containers.helpers import kept, rebuilt, roundtrip
+
+
+def shown(view: TensorView, manifest: Manifest, contents: dict[str, bytes]) -> Any:
+    """A tensor of a file, as numpy has it."""
+    record = manifest[view.record_name]
+    whole, data = NUMPY.empty(record.dtype, record.shape)
+    data[:] = contents[record.name]
+    return NUMPY.view(whole, view.shape, view.stride, view.offset) if view.stride else whole
 
 
 def saved(value: object, path: Path, **options: Any) -> Path:
@@ -225,8 +234,6 @@ def test_arrays_of_any_order_come_back_as_they_are(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], axes: random.Random, kind: str
 ) -> None:
     """An array in whatever order is shown with its own dtype, shape and elements; in an archive too."""
-    from coral.verbs.frameworks import NUMPY
-
     order = axes.sample(range(len(shape)), len(shape))
     plain = np.arange(int(np.prod(shape))).reshape([shape[axis] for axis in order]).astype(kind)
     array = plain.transpose(np.argsort(order)) if shape else plain
@@ -238,20 +245,38 @@ def test_arrays_of_any_order_come_back_as_they_are(
         with parse(path) as parsed:
             manifest, contents = kept(parsed)
             for name, view in views(manifest, parsed.skeleton).items():
-                record = manifest[view.record_name]
-                whole, data = NUMPY.empty(record.dtype, record.shape)
-                data[:] = contents[record.name]
-                got = NUMPY.view(whole, view.shape, view.stride, view.offset) if view.stride else whole
+                got = shown(view, manifest, contents)
                 expected = array.T if name == "other" else array
                 assert isinstance(got, np.ndarray) and got.dtype == expected.dtype and got.shape == expected.shape
                 assert np.array_equal(got, expected)
 
 
-def test_arrays_whose_records_would_have_one_name(tmp_path: Path) -> None:
-    """An array that is called as another one's transpose: the archive is kept whole."""
-    arrays: dict[str, Any] = {"a": np.asfortranarray(np.ones((2, 3))), "a.T": np.ones(2)}
-    np.savez(tmp_path / "x.npz", **arrays)
-    assert roundtrip(tmp_path / "x.npz")[0] == "opaque"
+_ALIKE = ("a", "a.T", "a.T.T", "a.T~2", "a.T~2.T", "a.bytes", "a.bytes~2")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(_ALIKE), st.sampled_from(["C", "F", ">f4"]), min_size=1))
+@example({"a": "F", "a.T": "C"})
+@example({"a.T": "F", "a": "F", "a.T.T": "C", "a.T~2": "C"})
+def test_arrays_whose_records_would_have_one_name(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict[str, str]
+) -> None:
+    """An array that is called as another one's transpose, or as its bytes, keeps its name; all are shown."""
+    path = tmp_path_factory.mktemp("alike") / "x.npz"
+    arrays: dict[str, Any] = {}
+    for number, (name, kind) in enumerate(kinds.items()):
+        array = np.arange(6, dtype="f4" if kind != ">f4" else kind).reshape(2, 3) + number
+        arrays[name] = np.asfortranarray(array) if kind == "F" else array
+    np.savez(path, **arrays)
+    assert roundtrip(path)[0] == "npz"
+    with parse(path) as parsed:
+        manifest, contents = kept(parsed)
+        found = views(manifest, parsed.skeleton)
+    assert len(found) == len(arrays)
+    for name, kind in kinds.items():
+        if kind != ">f4":
+            assert np.array_equal(shown(found[name], manifest, contents), arrays[name])
+            assert (found[name].record_name == name) == (kind == "C")
 
 
 def test_npz(tmp_path: Path) -> None:

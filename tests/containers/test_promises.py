@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from coral.errors import FormatError
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
 
 
-def _torch(value: object) -> bytes:
+def _torch(value: object, **options: Any) -> bytes:
     stream = io.BytesIO()
-    torch.save(value, stream)
+    torch.save(value, stream, **options)
     return stream.getvalue()
 
 
@@ -57,6 +58,7 @@ WHOLE = {
     "last.pt": _torch({"w": torch.ones(50), "step": 3}),
     "LAST.CKPT": _torch({"w": torch.ones(50)}),
     "pytorch_model.bin": _torch({"w": torch.ones(50)}),
+    "old.pth": _torch({"w": torch.ones(50), "b": torch.ones(3)}, _use_new_zipfile_serialization=False),
     "f.npy": _npy(np.ones((5, 7), "f4")),
     "fortran.npy": _npy(np.asfortranarray(np.ones((5, 7)))),
     "scalar.npy": _npy(np.array(3.0)),

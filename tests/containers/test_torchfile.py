@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +20,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coral.containers import TensorView, begins_with_its_index, parse, pickled, views
+from coral.containers import TensorView, begins_with_its_index, parse, parse_file, pickled, views
 from coral.containers.source import BytesFile, FileRange
 from coral.containers.torchfile import read_pickles
 from coral.containers.torchlegacy import looks_like_legacy
 from coral.containers.torchlegacy import parse as parse_legacy
 from coral.containers.torchzip import parse as parse_zip
 from coral.containers.zips import NotThisError, members_of
+from coral.errors import FormatError
 from coral.format.manifest import Manifest
 from tests.containers.helpers import kept, rebuilt, roundtrip
 
@@ -541,6 +543,94 @@ def test_a_damaged_legacy_file_is_kept_whole(tmp_path: Path) -> None:
             parse_legacy(file_of(crafted))
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_legacy_file_that_is_cut_short_is_refused(protocol: int) -> None:
+    """Within its pickles or its storages, under each name that promises such a file; damage is another matter."""
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(3), "b": [1.5, "text"]}, stream, pickle_protocol=protocol, **LEGACY)
+    data = stream.getvalue()
+    cut = [data[:stop] for stop in range(len(data)) if looks_like_legacy(file_of(data[:stop]))]
+    assert len(cut) > len(data) - 40
+    for part in cut:
+        for name in ("x.pt", "x.bin"):
+            with pytest.raises(FormatError, match="it is cut short") as caught:
+                parse_file(BytesFile(part), name=name)
+            assert "--opaque" in (caught.value.hint or "")
+        for name in ("", "x.txt"):
+            assert (parse_file(BytesFile(part), name=name).container, parsed_reason(part, name)) == ("opaque", "")
+        assert "cut short" in parse_file(BytesFile(part), name="x.pt", keeps_broken=True).reason
+    for damaged in (data.replace(b"FloatStorage", b"CloatStorage"), data.replace(b"}", b"\xff", 1)):
+        assert re.search("not that of its pickle|is damaged", parsed_reason(damaged, "x.pt"))
+
+
+def parsed_reason(data: bytes, name: str) -> str:
+    return parse_file(BytesFile(data), name=name).reason
+
+
+ALIKE = ("data/0", "data/1", "data/2", "data/0~2", "data/1~2", "x")
+
+
+@given(st.dictionaries(st.sampled_from(ALIKE), st.integers(0, 2), min_size=1), st.booleans())
+@example({"data/1": 0, "y": 1}, False)
+@settings(max_examples=60, deadline=None)
+def test_a_tensor_may_be_called_as_a_storage_is(lengths: dict[str, int], is_legacy: bool) -> None:
+    """It keeps its name, and the record of the storage that no tensor covers is numbered."""
+    value = {name: torch.arange(6.0)[less:] for name, less in lengths.items()}
+    stream = io.BytesIO()
+    torch.save(value, stream, **(LEGACY if is_legacy else {}))
+    with parse_file(BytesFile(stream.getvalue()), name="x.pt") as parsed:
+        manifest, contents = kept(parsed)
+        assert parsed.container == "torch"
+        assert rebuilt(manifest, parsed.skeleton, contents) == stream.getvalue()
+        found = views(manifest, parsed.skeleton)
+    assert found.keys() == value.keys()
+    for name, view in found.items():
+        storage = torch.frombuffer(bytearray(contents[view.record_name]), dtype=torch.float32)
+        stride = view.stride or value[name].stride()
+        assert torch.equal(torch.as_strided(storage, view.shape, stride, view.offset), value[name])
+        assert view.record_name == name or lengths[name]
+
+
+def deflated(value: object, is_packed: Callable[[str], bool]) -> bytes:
+    """An archive of torch's of which some members are compressed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(as_zip(value))) as source, zipfile.ZipFile(out, "w") as sink:
+        for info in source.infolist():
+            method = zipfile.ZIP_DEFLATED if is_packed(info.filename) else zipfile.ZIP_STORED
+            sink.writestr(info.filename, source.read(info), method)
+    return out.getvalue()
+
+
+def packed_arrays() -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, a=np.ones(9))
+    return out.getvalue()
+
+
+def of_torch_package(path: Path) -> bytes:
+    from torch.package.package_exporter import PackageExporter
+
+    with PackageExporter(str(path)) as exporter:
+        exporter.save_pickle("model", "data.pkl", W_ONLY)
+    return path.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+def test_an_archive_that_holds_tensors_is_not_said_to_hold_none(tmp_path: Path) -> None:
+    """Compressed, or another program's layout: what is said of it is so."""
+    compressed, elsewhere = "compressed", "laid out neither as torch.save's nor as numpy's"
+    for name, data, why in (
+        ("x.npz", packed_arrays(), compressed),
+        ("x.pt", deflated(W_ONLY, lambda _: True), compressed),
+        ("x.pt", deflated(W_ONLY, lambda name: name.endswith("data.pkl")), compressed),
+        ("x.pt", deflated(W_ONLY, lambda name: name.endswith("data/0")), compressed),
+        ("x.pt", of_torch_package(tmp_path / "x.pt"), elsewhere),
+        ("x.pt", as_zip({"a": 1}), "it holds no tensors"),
+        ("x.npz", b"PK\5\6" + bytes(18), "it holds no tensors"),
+    ):
+        assert why in parsed_reason(data, name)
+
+
 def test_a_legacy_file_is_read_whole_before_it_is_taken_apart() -> None:
     """Where its storages are is found by going from one to the next; as a stream all that was passed would be kept."""
     for protocol in (2, 5):
@@ -551,8 +641,6 @@ def test_a_legacy_file_is_read_whole_before_it_is_taken_apart() -> None:
 
 def test_the_constants_of_a_skeleton_are_checked(tmp_path: Path) -> None:
     """A file without constants has the skeleton that it always had; the place of a second pickle cannot be a tensor."""
-    from coral.errors import FormatError
-
     torch.save(W_ONLY, tmp_path / "x.pt")
     with parse(tmp_path / "x.pt") as parsed:
         manifest, _ = kept(parsed)
