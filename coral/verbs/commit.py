@@ -81,13 +81,7 @@ def land(
         if tip is None and overlay.base is not None:
             raise RefNotFoundError(f"the branch {branch!r} was deleted", hint="create it again, then commit")
         if tip != overlay.base:
-            by_hand = {name: oid for name, oid in blobs.items() if name not in overlay.standing}
-            try:
-                _check_unrelated(history, by_hand, overlay.base, tip)
-            except ConflictError:
-                # Told of this commit, the caller may try again: on top of it, and of no later one unseen.
-                overlay.rebase(tip)
-                raise
+            _check_unrelated(history, overlay, blobs, tip)
         if not draft.allow_empty and all(_part(history, tip, name) == oid for name, oid in blobs.items()):
             why = "what is staged is what the branch holds already" if blobs else "nothing is staged"
             raise NothingToCommitError(
@@ -147,12 +141,16 @@ def _move(history: History, branch: str | None, commit: Commit, tip: str | None)
         history.move_detached_head(commit.commit_hash, expected=tip, reason=reason)
 
 
-def _check_unrelated(history: History, overlay: Mapping[str, str | None], base: str | None, tip: str | None) -> None:
+def _check_unrelated(history: History, overlay: Overlay, blobs: Mapping[str, str | None], tip: str | None) -> None:
     """The overlay may be laid over a new tip only where the tip left the staged parts alone, or changed them alike."""
+    by_hand = {name: oid for name, oid in blobs.items() if name not in overlay.standing}
+    base = overlay.base
     touched = [
-        name for name, oid in overlay.items() if _part(history, tip, name) not in (_part(history, base, name), oid)
+        name for name, oid in by_hand.items() if _part(history, tip, name) not in (_part(history, base, name), oid)
     ]
     if touched:
+        # Told of this commit, the caller may try again: on top of it, and of no later one unseen.
+        overlay.rebase(tip)
         raise ConflictError(
             f"another commit changed {', '.join(sorted(touched))} since you staged it",
             hint="look at the new commit ('coral log'); committing again puts yours on top of it",
