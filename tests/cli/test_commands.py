@@ -219,9 +219,9 @@ def test_a_folder_without_files_is_said(project: Path, call: Call, ask: Ask) -> 
     for name in "ab":
         (project / "full" / name).write_text(name)
     told = call("add", "empty", "full").stdout
-    assert "skipped empty: holds no file" in told
+    assert "skipped empty: folders without files" in told
     assert "2 of 2 files kept whole\n" in told
-    assert ask("add", "empty")["skipped"] == [{"path": "empty", "reason": "holds no file"}]
+    assert ask("add", "empty")["skipped"] == [{"path": "empty", "reason": "folders without files"}]
 
 
 class _Closed:
