@@ -102,7 +102,7 @@ def prepare(place: Place, files: list[Path]) -> None:
         depth = depth_of(repo, commit)
         if depth in DEPTHS and tag(depth) not in repo.tags():
             repo.tag(tag(depth), commit)
-            shutil.copyfile(file, place.plain(depth))
+            save_file(load_file(file), place.plain(depth), metadata={"format": "pt"})  # as coral says of them, too
             torch.save(model.state_dict(), place.plain(depth, ".pt"))
     missing = [depth for depth in DEPTHS if tag(depth) not in repo.tags()]
     if missing:
