@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -140,6 +140,9 @@ class Repository(Live):
         self._store: ChunkStore | None = None
         self._background = Background()
         self._copies: dict[str, Copies] = {}
+        cache = self.storage.sub("staging")
+        self.worktree = WorkTree(self.path, cache, self.history, self._reader, lambda: self.store)
+        """The project's files."""
         self._provenance = Provenance(self.path)
         if not shell_staging:
             self._provenance.start()
@@ -156,11 +159,6 @@ class Repository(Live):
             with self._opening:
                 self._store = self._store or layout.open_store(self.storage, self.config)
         return self._store
-
-    @cached_property
-    def worktree(self) -> WorkTree:
-        """The project's files."""
-        return WorkTree(self.path, self.storage.sub("staging"), self.history, self._reader, lambda: self.store)
 
     @property
     def code(self) -> CodeState | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from coral import Repository, forks
 from coral.experiments import ExperimentTracker
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
+from coral.verbs.provenance import Provenance
 
 
 def forked(job: Callable[[], None]) -> int:
@@ -154,3 +156,33 @@ def test_children_forked_while_threads_work_can_work_too(tmp_path: Path) -> None
             thread.join()
     run.end()
     assert not repo.fsck(read_data=True).damage
+
+
+def test_a_child_forked_while_git_is_asked_who_commits_asks_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that waits for git is not there to let go of what it holds."""
+    git, project, programs = shutil.which("git"), tmp_path / "project", tmp_path / "programs"
+    programs.mkdir()
+    subprocess.run(["git", "init", "-q", project], check=True)
+    subprocess.run(["git", "-C", project, "config", "user.name", "Ada"], check=True)
+    slow = programs / "git"
+    wait = f'touch "{tmp_path}/asked"; while [ ! -e "{tmp_path}/go" ]; do sleep 0.01; done'
+    slow.write_text(f'#!/bin/sh\n{wait}\nexec "{git}" "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    asked = Provenance(project)
+    thread = threading.Thread(target=lambda: asked.author)
+    thread.start()
+    while not (tmp_path / "asked").exists():
+        time.sleep(0.01)
+
+    def ask() -> None:
+        (tmp_path / "go").touch()
+        assert (asked.author or "").startswith("Ada")
+
+    try:
+        assert forked(ask) == 0
+    finally:
+        (tmp_path / "go").touch()
+        thread.join()

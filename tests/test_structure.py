@@ -248,6 +248,11 @@ def test_only_the_command_line_speaks_and_listens(path: Path) -> None:
     assert not wrong
 
 
+def test_nothing_is_cached_under_a_lock_that_a_fork_copies() -> None:
+    """``cached_property`` holds one for all objects of a class while it computes, up to Python 3.11; see forks.py."""
+    assert not [place(path) for path in FILES for _, name in imports(path) if name == "functools.cached_property"]
+
+
 def test_every_module_opens_with_a_sentence() -> None:
     """A newcomer learns from the first line whether to read on."""
     bare = []

@@ -11,8 +11,7 @@ import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -223,6 +222,13 @@ class Skeleton:
     literal: bytes
     lengths: tuple[int, ...]
     constants: tuple[int, int] = NO_PICKLE
+    _bounds: tuple[list[int], list[int], list[int]] = field(init=False, repr=False, compare=False)
+    """Where the tensors begin, where they end, and how many bytes of tensors stand before each, and in all."""
+
+    def __post_init__(self) -> None:
+        starts = [place.start for place in self.places]
+        stops = [start + length for start, length in zip(starts, self.lengths, strict=True)]
+        object.__setattr__(self, "_bounds", (starts, stops, [0, *accumulate(self.lengths)]))
 
     def to_bytes(self) -> bytes:
         """The skeleton as it is stored."""
@@ -269,13 +275,6 @@ class Skeleton:
         pickles = self.pickle, self.constants
         for at, stop in [*self.holes(), *pickles, *([(self.hash.start, self.hash.at)] if self.hash else ())]:
             self.find(at, stop)
-
-    @cached_property
-    def _bounds(self) -> tuple[list[int], list[int], list[int]]:
-        """Where the tensors begin, where they end, and how many bytes of tensors stand before each, and in all."""
-        starts = [place.start for place in self.places]
-        stops = [start + length for start, length in zip(starts, self.lengths, strict=True)]
-        return starts, stops, [0, *accumulate(self.lengths)]
 
     def find(self, start: int, stop: int) -> int:
         """Where the bytes [start, stop) of the archive stand in the literal. Raises ValueError: a tensor's, or none."""

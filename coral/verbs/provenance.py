@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 from coral import pool
@@ -27,6 +26,7 @@ class Provenance:
         self._state: CodeState | None = None
         self._thread: threading.Thread | None = None
         self._done = False
+        self._author: list[str | None] = []
 
     def start(self) -> None:
         """Begin to capture: the state that counts is the one now, not that of an hour later."""
@@ -50,10 +50,13 @@ class Provenance:
             self._capture()
         return self._state
 
-    @cached_property
+    @property
     def author(self) -> str | None:
-        """Who commits code there, asked of git once; None outside of a git repository, or when git does not know."""
-        return identity(self._project) if find_git(self._project) is not None else None
+        """Who commits code there; None outside of a git repository, or when git does not know."""
+        # Under no lock, which a child that is forked meanwhile would wait for: two that ask at once hear the same.
+        if not self._author:
+            self._author = [identity(self._project) if find_git(self._project) is not None else None]
+        return self._author[0]
 
     def _capture(self) -> None:
         self._state = code_state(self._project) if find_git(self._project) is not None else None
