@@ -303,8 +303,8 @@ class Skeleton:
     def patches(self, crcs: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
         """What is computed from the CRCs of the records' members, and where. Raises FormatError."""
         for place in self.places:
-            for field in place.crc_fields:
-                yield field, crcs[place.name].to_bytes(4, "little")
+            for at in place.crc_fields:
+                yield at, crcs[place.name].to_bytes(4, "little")
         if self.hash is None:
             return
         try:
@@ -314,8 +314,8 @@ class Skeleton:
         digits = _digits(combined)
         yield self.hash.at, digits
         own = zlib.crc32(self.read_literal(self.hash.start, self.hash.at) + digits)
-        for field in self.hash.crc_fields:
-            yield field, own.to_bytes(4, "little")
+        for at in self.hash.crc_fields:
+            yield at, own.to_bytes(4, "little")
 
 
 def lengths(manifest: Manifest) -> dict[str, int]:
@@ -414,8 +414,8 @@ def _check_restores(skeleton: Skeleton, original: bytes, crcs: Mapping[str, int]
     An archive may be made so that what is computed in one place is what another place is computed from.
     """
     restored = bytearray(skeleton.literal)
-    for field, value in skeleton.patches(crcs):
-        at = skeleton.find(field, field + len(value))
+    for start, value in skeleton.patches(crcs):
+        at = skeleton.find(start, start + len(value))
         restored[at : at + len(value)] = value
     if restored != original:
         raise ValueError("what is computed is not what stands in the file")
@@ -475,8 +475,8 @@ def restore(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Output)
         crcs[name] = writer.crc
         used = before
     out.write(literal[used:])
-    for field, value in parts.patches(crcs):
-        out.patch(field, value)
+    for at, value in parts.patches(crcs):
+        out.patch(at, value)
 
 
 class _Summing:

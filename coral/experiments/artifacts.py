@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from coral.errors import NotFoundError, UnsupportedValueError, UsageError
-from coral.experiments.scalars import plain
+from coral.experiments.scalars import whole_data
 from coral.format.names import check_part_name
 
 
@@ -75,7 +75,7 @@ def of_text(text: str, name: str) -> Content:
 
 def of_dict(data: object, name: str) -> Content:
     """JSON-able data, indented; values are kept as parameters are."""
-    return Content(_checked(_with_suffix(name, ".json")), "dict", json.dumps(plain(data), indent=2).encode())
+    return Content(_checked(_with_suffix(name, ".json")), "dict", json.dumps(whole_data(data), indent=2).encode())
 
 
 def of_array(array: object, name: str) -> Content:

@@ -18,10 +18,11 @@ from types import TracebackType
 from typing import Protocol
 
 from coral.experiments.experiment import ExperimentStatus
-from coral.experiments.scalars import Json
+from coral.experiments.scalars import Json, class_name, text
 from coral.verbs import signals
 
 Failure = dict[str, Json]
+_MAX_MESSAGE = 10_000
 
 
 class Endable(Protocol):
@@ -79,10 +80,18 @@ def describe(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:
     """The status of a run that this exception ended."""
     if isinstance(error, KeyboardInterrupt):
         return ExperimentStatus.CANCELLED, {"kind": "interrupt", "message": "stopped by Ctrl-C"}
-    if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and error.code in (None, 0)):
+    if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and _is_success(error.code)):
         return ExperimentStatus.COMPLETED, None
-    message = "".join(str(error).encode("utf-8", "backslashreplace").decode()[:10_000])
-    return ExperimentStatus.FAILED, {"kind": "exception", "type": type(error).__qualname__, "message": message}
+    return ExperimentStatus.FAILED, {"kind": "exception", "type": class_name(error), "message": message(error)}
+
+
+def message(said: object) -> str:
+    """What a failure says of itself, whatever it was given as; of a long text the beginning."""
+    return text(said, _MAX_MESSAGE)
+
+
+def _is_success(code: object) -> bool:
+    return code is None or (isinstance(code, int) and code == 0)
 
 
 def describe_exit(error: BaseException) -> tuple[ExperimentStatus, Failure | None]:

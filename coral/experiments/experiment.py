@@ -148,6 +148,10 @@ class Metrics(Sequence[ExperimentMetric]):
         """The columns."""
         return self._load()
 
+    def __reduce__(self) -> tuple[Callable[[History], Metrics], tuple[History]]:
+        # Another process, and a copy, have the points that there are now.
+        return _metrics_of, (self._load(),)
+
     def __len__(self) -> int:
         return len(self._load())
 
@@ -177,6 +181,10 @@ class Metrics(Sequence[ExperimentMetric]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} points>"
+
+
+def _metrics_of(history: History) -> Metrics:
+    return Metrics(lambda: history)
 
 
 class MetricHistory(Sequence[ExperimentMetric]):
@@ -373,7 +381,7 @@ def as_status(status: ExperimentStatus | str) -> ExperimentStatus:
     """A status by its name, in any case. Raises UsageError."""
     try:
         return ExperimentStatus(status)
-    except ValueError:
+    except (ValueError, TypeError):
         names = ", ".join(ExperimentStatus)
         raise UsageError(f"{status!r} is not a status", hint=f"one of {names}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from coral.experiments.columns import History, Mode
@@ -15,9 +16,23 @@ from coral.experiments.experiment import (
     from_ms,
 )
 from coral.experiments.journal import Event
-from coral.experiments.scalars import LAST_MS, MAX_STEP, Json, checked, merge, plain, shown, untagged
+from coral.experiments.scalars import (
+    LAST_MS,
+    MAX_BYTES,
+    MAX_STEP,
+    Json,
+    bounded,
+    checked,
+    merge,
+    shown,
+    stored,
+    untagged,
+)
 from coral.format.names import check_part_name
 from coral.ids import is_content_ref
+
+MAX_RUN_BYTES = 2 * MAX_BYTES
+"""How many bytes of JSON all changes of a run's parameters may have: its file holds them, and what came of them."""
 
 
 class Fold:
@@ -33,6 +48,7 @@ class Fold:
         self.history = history
         self.last_ms: int | None = None
         self.ended = False
+        self._left: int | None = None
 
     def apply_all(self, events: Iterable[Event]) -> None:
         """Apply events; one that makes no sense (a forged or newer one) is left out whole."""
@@ -58,16 +74,24 @@ class Fold:
         step, metadata = event.get("s"), event.get("d")
         if step.__class__ is not int or abs(step) > MAX_STEP:
             step = _step(step)
-        extra = _object(plain(checked(metadata))) if metadata else None
+        extra = _object(stored(checked(metadata))) if metadata else None
         values = _object(event["v"]).items()
         points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
         for name, value in points:
             self.history.append(name, value, step, time_ms, extra)
 
     def _params(self, event: Event, time_ms: int) -> None:
-        change = shown(_object(plain(checked(event["v"]))))
+        change = shown(self._that_fits(_object(stored(checked(event["v"])))))
         self.experiment.params = merge(self.experiment.params, change)
         self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
+
+    def _that_fits(self, change: dict[str, Json]) -> dict[str, Json]:
+        """A change as it is remembered: what there are of them must fit into a line that is read."""
+        if self._left is None:
+            self._left = MAX_RUN_BYTES - sum(map(_size, self.experiment.parameter_history))
+        kept = bounded(change, max(0, self._left))
+        self._left -= len(json.dumps(kept))
+        return kept
 
     def _set(self, event: Event, time_ms: int) -> None:
         run, fields = self.experiment, _object(event["v"])
@@ -108,7 +132,7 @@ class Fold:
 
     def _end(self, event: Event, time_ms: int) -> None:
         status, failure, run = ExperimentStatus(str(event["status"])), event.get("failure"), self.experiment
-        failure = _object(plain(checked(failure))) if failure else None
+        failure = _object(stored(checked(failure))) if failure else None
         run.status, run.failure, run.ended_at = status, failure, from_ms(time_ms)
         if event.get("commit"):
             run.commit_hash = str(event["commit"])
@@ -123,6 +147,10 @@ _HANDLERS = {
     "drop": Fold._dropped,
     "end": Fold._end,
 }
+
+
+def _size(change: ParameterChange) -> int:
+    return len(json.dumps(change.params))
 
 
 def objective(data: Json) -> dict[str, Mode]:

@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -261,7 +262,8 @@ class LocalBackend:
             chosen = mode or self._declared(metric, query, live)
             checked_mode(metric, chosen, {})
             direction: Mode = "min" if chosen == "min" else "max"
-            found = self._index.best(metric, direction, query, limit)
+            # Of those that cannot be read others take the place.
+            found = self._index.best(metric, direction, query, None)
             for run, one in live.items():
                 series = one.history.series.get(metric)
                 index = series.best(direction) if series else None
@@ -270,7 +272,8 @@ class LocalBackend:
                     found.append((series.values[index], created, run, series.steps[index]))
         sign = 1 if direction == "min" else -1
         found.sort(key=lambda row: (sign * row[0], row[1], row[2]))
-        return [self._best(run, metric, direction, value, step) for value, _, run, step in found[:limit]]
+        read = (self._best(run, metric, direction, value, step) for value, _, run, step in found)
+        return list(islice((one for one in read if one is not None), limit))
 
     def children(self, experiment_id: str) -> list[str]:
         """The ids of the runs that resumed this one, oldest first."""
@@ -501,8 +504,18 @@ class LocalBackend:
             raise UsageError(f"some runs want {metric!r} high and some low", hint="say mode='min' or mode='max'")
         return next(iter(declared), None)
 
-    def _best(self, run: str, metric: str, mode: Mode, value: float, step: int | None) -> Best:
-        record = self._record(run)
+    def _best(self, run: str, metric: str, mode: Mode, value: float, step: int | None) -> Best | None:
+        """A run's best; None for one that cannot be read, which is told of, or is gone."""
+        try:
+            return self._best_of(self._record(run), metric, mode, value, step)
+        except CorruptionError as error:
+            threads.warn(f"the run {run} is left out: {error.message}")
+        except ExperimentNotFoundError:
+            pass
+        return None
+
+    @staticmethod
+    def _best_of(record: Record, metric: str, mode: Mode, value: float, step: int | None) -> Best:
         if record.experiment.status.is_final and record.links:
             link = record.link(metric, mode)
         else:

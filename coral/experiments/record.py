@@ -43,7 +43,7 @@ from coral.experiments.experiment import (
 )
 from coral.experiments.fold import artifact, objective
 from coral.experiments.links import Link, link_of
-from coral.experiments.scalars import Json, plain, shown, tagged, untagged
+from coral.experiments.scalars import Json, shown, stored, tagged, untagged
 from coral.ids import checksum
 
 FORMAT = 1
@@ -156,7 +156,7 @@ def _fields(record: Record, history: History) -> dict[str, Json]:
         "commits": [_commit_to_json(commit) for commit in run.commits],
         "identity": {"owner": who.owner, "pid": who.pid, "start": who.start, "boot": who.boot, "host": who.host},
         "parameter_history": [
-            {"t": to_ms(one.timestamp), "params": plain(one.params)} for one in run.parameter_history
+            {"t": to_ms(one.timestamp), "params": stored(one.params)} for one in run.parameter_history
         ],
         "links": {name: dict(both) for name, both in links.items()},
     }
@@ -172,7 +172,7 @@ def to_dict(run: Experiment, *, history: bool = False) -> dict[str, Json]:
         "created_at": _iso(run.created_at),
         "started_at": _iso(run.started_at),
         "ended_at": _iso(run.ended_at),
-        "params": plain(run.params),
+        "params": stored(run.params),
         "tags": list(run.tags),
         "commit_hash": run.commit_hash,
         "branch": run.branch,

@@ -52,7 +52,7 @@ _warned: list[bool] = []
 def redact_params(params: dict[str, Json]) -> dict[str, Json]:
     """Parameters, or other data by name, without secrets; warns once in a process that there were some."""
     found: list[str] = []
-    kept = {name: _redact(value, name, found, secret=False) for name, value in params.items()}
+    kept = _redact_named(params, found, secret=False)
     _warn(found)
     return kept
 
@@ -65,17 +65,20 @@ def redact_text(text: str, what: str) -> str:
     return kept
 
 
+def _redact_named(values: dict[str, Json], found: list[str], *, secret: bool) -> dict[str, Json]:
+    return {name: _redact(value, name, found, secret=secret or is_secret_name(name)) for name, value in values.items()}
+
+
 def _redact(value: Json, name: str, found: list[str], *, secret: bool) -> Json:
-    secret = secret or is_secret_name(name)
     if isinstance(value, str):
         kept = REDACTED if secret and value else _clean(value)
         if kept != value:
             found.append(name)
         return kept
     if isinstance(value, dict):
-        return {key: _redact(item, key, found, secret=secret) for key, item in value.items()}
+        return _redact_named(value, found, secret=secret)
     if isinstance(value, list):
-        return [_redact(item, "", found, secret=secret) for item in value]
+        return [_redact(item, name, found, secret=secret) for item in value]
     return value
 
 

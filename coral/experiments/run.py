@@ -28,7 +28,20 @@ from coral.experiments.experiment import (
 from coral.experiments.fold import Fold, artifact
 from coral.experiments.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
-from coral.experiments.scalars import MAX_STEP, Json, metric_name, number, plain, tagged, text, whole
+from coral.experiments.scalars import (
+    MAX_NAME,
+    MAX_STEP,
+    Json,
+    bounded,
+    class_name,
+    metric_name,
+    named,
+    number,
+    plain,
+    tagged,
+    text,
+    whole,
+)
 from coral.live import Live
 from coral.verbs import signals
 
@@ -37,6 +50,7 @@ if TYPE_CHECKING:
     from coral.repository import Repository
 
 _FOLDING_SECONDS = 0.1
+_MAX_LABEL = 10_000
 
 
 class Run(Live, Experiment):
@@ -130,6 +144,8 @@ class Run(Live, Experiment):
         at = whole(step)
         if at is not None:
             event["s"] = at
+        if not isinstance(metrics, Mapping):
+            raise UsageError(f"metrics are a mapping of names to numbers, not {class_name(metrics)}")
         event["v"] = {metric_name(name): tagged(number(name, value)) for name, value in metrics.items()}
         if metadata:
             event["d"] = as_params(metadata)
@@ -153,12 +169,11 @@ class Run(Live, Experiment):
 
     def set_labels(self, labels: Mapping[str, str | None]) -> None:
         """Set key-value labels; None removes one."""
-        kept = {str(key): None if value is None else str(value) for key, value in labels.items()}
-        self._set("labels", redact_params({**kept}))
+        self._set("labels", as_labels(labels))
 
     def set_notes(self, notes: str | None) -> None:
         """Replace the notes."""
-        self._set("notes", None if notes is None else redact_text(str(notes), "notes"))
+        self._set("notes", as_text(notes, "notes"))
 
     def set_objective(self, objective: Mapping[str, Mode]) -> None:
         """Declare which way is better, by metric. Raises UsageError for what is neither ``min`` nor ``max``."""
@@ -236,14 +251,13 @@ class Run(Live, Experiment):
         Raises:
             ConflictError: it was let go of, or another process owns it or has ended it.
         """
+        if not self.is_open:
+            return self._end(ExperimentStatus.COMPLETED, None)
         final = as_status(status)
         if not final.is_final:
             raise UsageError(f"a run cannot end as {final}", hint="'completed', 'failed' or 'cancelled'")
-        pinned = None
-        if self.is_open:
-            self.repo.flush()
-            pinned = None if commit_hash is None else self.repo.resolve(commit_hash)
-        return self._end(final, None, pinned)
+        self.repo.flush()
+        return self._end(final, None, None if commit_hash is None else self.repo.resolve(commit_hash))
 
     def fail(self, error_message: str | None = None) -> Experiment:
         """End the run as FAILED, unless it has ended. Raises ConflictError as :meth:`end` does.
@@ -251,13 +265,13 @@ class Run(Live, Experiment):
         A commit under way is waited for; if it fails, the next one tells, or the exit.
         """
         self.repo.pending_failure()  # not raised: it would hide the error that the program is handling
-        failure: endings.Failure = {"kind": "error", "message": text(error_message) if error_message else None}
+        failure: endings.Failure = {"kind": "error", "message": _reason(error_message)}
         return self._end(ExperimentStatus.FAILED, failure)
 
     def cancel(self, reason: str | None = None) -> Experiment:
         """End the run as CANCELLED, unless it has ended. Raises ConflictError as :meth:`end` does."""
-        failure: endings.Failure | None = {"kind": "cancelled", "message": text(reason)} if reason else None
-        return self._end(ExperimentStatus.CANCELLED, failure)
+        said = _reason(reason)
+        return self._end(ExperimentStatus.CANCELLED, {"kind": "cancelled", "message": said} if said else None)
 
     @threads.uninterrupted
     def close(self) -> None:
@@ -404,25 +418,54 @@ class Run(Live, Experiment):
         )
 
 
-def as_params(params: Mapping[str, object]) -> dict[str, Json]:
-    """Parameters as they are kept, without secrets. Raises UsageError for what is not a mapping."""
-    kept = plain(params) if isinstance(params, Mapping) else None
+def as_params(params: object) -> dict[str, Json]:
+    """Parameters as they are kept, without secrets. Raises UsageError for what holds nothing by name."""
+    try:
+        given = named(params)
+    except Exception:  # of any kind, as they come from objects of any kind
+        given = None
+    kept = plain(given) if given is not None else None
     if not isinstance(kept, dict):
-        raise UsageError(f"parameters are a mapping, not {type(params).__name__}")
+        raise UsageError(f"parameters are a mapping, not {class_name(params)}")
+    return bounded(redact_params(kept))
+
+
+def as_labels(labels: Mapping[str, object]) -> dict[str, Json]:
+    """Labels as they are kept, without secrets. Raises UsageError for what is not a mapping."""
+    if not isinstance(labels, Mapping):
+        raise UsageError(f"labels are a mapping, not {class_name(labels)}")
+    kept: dict[str, Json] = {}
+    for key, value in labels.items():
+        kept[text(key, MAX_NAME)] = None if value is None else text(value, _MAX_LABEL)
     return redact_params(kept)
+
+
+def as_text(said: object, what: str) -> str | None:
+    """A text as it is kept, without secrets; ``what`` names it in the warning."""
+    return None if said is None else redact_text(text(said), what)
+
+
+def _reason(said: object) -> str | None:
+    """What somebody says of an end; nothing is None."""
+    return (endings.message(said) or None) if said is not None else None
 
 
 def as_tags(tags: Iterable[str]) -> list[str]:
     """Tags as they are kept; a lone string is one tag. Raises UsageError."""
     if isinstance(tags, Mapping):
         raise UsageError("a mapping is no tags, but labels", hint="set_labels() and labels= take key and value")
-    given = [tags] if isinstance(tags, str) else list(tags)
+    given = [tags] if isinstance(tags, str) else list(tags) if isinstance(tags, Iterable) else [tags]
     for tag in given:
-        if not isinstance(tag, str) or not tag or "\n" in tag:
-            raise UsageError(f"{tag!r} is not a tag", hint="a tag is one line of text; labels are key and value")
-    return list(dict.fromkeys(given))
+        if not issubclass(type(tag), str) or not 0 < len(tag) <= MAX_NAME or "\n" in tag:
+            raise UsageError(
+                f"{text(tag, MAX_NAME)!r} is not a tag",
+                hint=f"a tag is one line of 1 to {MAX_NAME} characters; labels are key and value",
+            )
+    return list(dict.fromkeys(map(text, given)))
 
 
 def as_objective(objective: Mapping[str, Mode]) -> dict[str, Json]:
     """A declared objective as it is kept. Raises UsageError."""
+    if not isinstance(objective, Mapping):
+        raise UsageError(f"an objective is a mapping of metrics to 'min' or 'max', not {class_name(objective)}")
     return {str(name): checked_mode(str(name), mode, {}) for name, mode in objective.items()}

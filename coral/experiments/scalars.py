@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import operator
-import reprlib
+import sys
 from collections import UserString
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any, SupportsFloat, SupportsIndex, TypeGuard
 
+from coral import threads
 from coral.errors import UnsupportedValueError, UsageError
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -19,51 +23,70 @@ MAX_STEP = 2**63 - 1
 LAST_MS = 253_402_300_799_000
 """The end of the year 9999, in milliseconds since 1970; the first time is 0."""
 MAX_NAME = 1000
+MAX_ITEMS = 100_000
+"""How many items one parameter may have."""
+MAX_BYTES = 32 * 1024**2
+"""How many bytes of JSON the parameters of one call may have: a journal's line holds them, twice over."""
+_MAX_ALL_ITEMS = 1_000_000
 _MAX_DEPTH = 50
-_MAX_TOO_DEEP = 1000
-_MAX_ITEMS = 10_000
+_MAX_LENGTH = 10_000
 _MAX_BITS = 1024
+_MAX_TEXT = 1024**2
+_MAX_KEY = 10_000
+_NO_END = 2**40
+_CHARACTERS_PER_ITEM = 256
+_QUALNAME: Callable[[type], str] = type.__dict__["__qualname__"].__get__
 _NO_LISTS = (bytes, bytearray, memoryview, range, UserString)
+_SCALARS = (str, *_NO_LISTS)
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def metric_name(name: object) -> str:
     """A metric's name, as it is. Raises UsageError for what is none."""
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-        raise UsageError(f"{name!r} is not a metric's name", hint=f"a string of 1 to {MAX_NAME} characters")
-    return name
+    if not issubclass(type(name), str) or not 0 < len(name) <= MAX_NAME:  # type: ignore[arg-type]
+        raise UsageError(f"{_brief(name)} is not a metric's name", hint=f"a string of 1 to {MAX_NAME} characters")
+    return name  # type: ignore[return-value]
 
 
 def number(name: str, value: object) -> float:
     """A metric's value as a float: Python and numpy numbers, bools, and one-element arrays and tensors.
 
     Raises:
-        UnsupportedValueError: anything else; the message names the metric.
+        UnsupportedValueError: anything else, whatever it raises when it is asked; the message names the metric.
     """
-    if isinstance(value, (str, bytes, bytearray)):
-        raise UnsupportedValueError(f"metric {name!r}: {value!r} is a string, not a number", hint="convert it yourself")
-    item = getattr(value, "item", None)
+    metric = f"metric {_brief(name)}"
+    if issubclass(type(value), (str, bytes, bytearray)):
+        raise UnsupportedValueError(f"{metric}: {_brief(value)} is a string, not a number", hint="convert it yourself")
     try:
+        item = getattr(value, "item", None)
         plain = item() if callable(item) else value
         if isinstance(plain, (SupportsFloat, SupportsIndex)) and not isinstance(plain, str):
             return float(plain)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UnsupportedValueError(f"metric {name!r}: {type(value).__name__} is not one number ({error})") from error
-    raise UnsupportedValueError(f"metric {name!r}: {type(value).__name__} is not a number")
+    except BaseException as error:
+        _pass_interrupt(error)
+        reason = _brief(error, str)
+        raise UnsupportedValueError(f"{metric}: {class_name(value)} is not one number ({reason})") from error
+    raise UnsupportedValueError(f"{metric}: {class_name(value)} is not a number")
 
 
 def whole(step: object) -> int | None:
     """A step as an int, or None. Raises UsageError for what is not a whole number of 64 bits."""
     if step is None:
         return None
-    item = getattr(step, "item", None)
     try:
+        item = getattr(step, "item", None)
         result = operator.index(item() if callable(item) else step)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        raise UsageError(f"step {step!r} is not a whole number") from None
+    except BaseException as error:
+        _pass_interrupt(error)
+        raise UsageError(f"step {_brief(step)} is not a whole number") from None
     if not -MAX_STEP <= result <= MAX_STEP:
-        raise UsageError(f"step {result} does not fit into 64 bits")
+        raise UsageError("the step does not fit into 64 bits")
     return result
+
+
+def _brief(value: object, tell: Callable[[object], str] = repr) -> str:
+    """A value in a message."""
+    return _told(value, tell)[:MAX_NAME]
 
 
 def tagged(value: float) -> float | str:
@@ -89,19 +112,79 @@ def untagged(value: object) -> float:
 
 
 def plain(value: object) -> Json:
-    """A parameter as JSON: scalars and mappings as they are; lists, tuples, sets, arrays and the like as lists.
+    """A parameter as JSON: scalars as they are; what has names (mappings, dataclasses, namespaces, named tuples) as
+    objects; lists, tuples, sets, arrays and the like as lists.
 
-    One-element arrays are numbers. NaN and infinities become ``{"type": "float", "value": "NaN"}``. Anything else, and
-    an array that is large, or what is nested deeper than 50 times, is kept as ``{"type": <class>, "repr": <repr>}``;
-    what raises when it is asked for, such as a value that a configuration lacks, as the error. So no parameter is
-    refused, none is lost, and none pretends to be a string. Keys become strings; each keeps a name of its own.
+    One-element arrays are numbers. NaN and infinities become ``{"type": "float", "value": "NaN"}``. Anything else is
+    kept as ``{"type": <class>, "repr": <repr>}``; what raises when it is asked for, such as a value that a
+    configuration lacks, as the error. So no parameter is refused, and none pretends to be a string. Keys become
+    strings; each keeps a name of its own.
+
+    Parameters are no data: of an array that is large, of what is nested deeper than 50 times, of a text of more than
+    a mebibyte and of all after 100,000 items the same ``{"type": .., "repr": ..}`` says how much there was, without
+    what is in it. Each value of a mapping has as many items to itself, all together have a million.
     """
-    return _Plain().of(value, 0)
+    return _Plain(_MAX_ALL_ITEMS, MAX_ITEMS, _MAX_TEXT).of(value, 0)
 
 
-def text(value: object) -> str:
-    """What a message says, whatever it was given as."""
-    return _clean(_told(value, str))
+def whole_data(value: object) -> Json:
+    """As :func:`plain`, of data, of which all is kept, however much it is."""
+    return _Plain(_NO_END, _NO_END, _NO_END).of(value, 0)
+
+
+def named(value: object) -> Mapping[Any, object] | None:
+    """What holds values by name, as a mapping of them: a mapping, a dataclass, a namespace, a named tuple; else None.
+
+    What its class says is not to be shown (``repr=False``) is left out. Raises whatever the value does.
+    """
+    if isinstance(value, Mapping):
+        return value
+    kind = type(value)
+    if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
+        return dict(zip(kind._fields, value, strict=False))  # type: ignore[attr-defined,call-overload]
+    argparse = sys.modules.get("argparse")
+    if issubclass(kind, SimpleNamespace) or (argparse is not None and issubclass(kind, argparse.Namespace)):
+        return vars(value)
+    names = _fields_of(kind)
+    return None if names is None else _Fields(value, names)
+
+
+def _fields_of(kind: type) -> list[str] | None:
+    """What a dataclass, or its like of attrs and pydantic, shows of itself."""
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind) if field.repr]
+    of_pydantic = getattr(kind, "__pydantic_fields__", None)
+    if isinstance(of_pydantic, dict):
+        return [name for name, field in of_pydantic.items() if field.repr]
+    of_attrs = getattr(kind, "__attrs_attrs__", None)
+    return [field.name for field in of_attrs if field.repr] if isinstance(of_attrs, tuple) else None
+
+
+class _Fields(Mapping[str, object]):
+    """The attributes of an object."""
+
+    def __init__(self, owner: object, names: list[str]) -> None:
+        self._owner, self._names = owner, names
+
+    def __getitem__(self, name: str) -> object:
+        return getattr(self._owner, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def text(value: object, most: int = _MAX_TEXT) -> str:
+    """What a message says, whatever it was given as; of what is longer than ``most`` characters, as many."""
+    told = _told(value, str)
+    return told if len(told) <= most else f"{told[:most]}... ({len(told)} characters)"
+
+
+def class_name(value: object) -> str:
+    """The name of a value's class, whatever that class says about itself."""
+    return _clean(_QUALNAME(type(value))[:MAX_NAME])
 
 
 def checked(data: Json, *, levels: int = _MAX_DEPTH + 1) -> Json:
@@ -115,69 +198,164 @@ def checked(data: Json, *, levels: int = _MAX_DEPTH + 1) -> Json:
 
 
 class _Plain:
-    """Turns one parameter into JSON; whatever its objects raise does not get out of here."""
+    """Turns one value into JSON; whatever its objects raise does not get out of here, but for interrupts.
 
-    def __init__(self) -> None:
-        # How often it may be too deep still: what contains itself twice is so without an end.
-        self._too_deep_left = _MAX_TOO_DEEP
+    Args:
+        all_items: how many in all; of long texts and reprs each counts as several.
+        items: how many each value of the outermost mapping may have.
+        text: how many characters a text may have.
+    """
+
+    def __init__(self, all_items: int, items: int, text: int) -> None:
+        self._all_left = all_items
+        self._most = self._left = items
+        self._text = text
 
     def of(self, value: object, depth: int) -> Json:
         """A value."""
+        self._left -= 1
         try:
             return self._of(value, depth)
-        except Exception:  # of any kind, as they come from objects of any kind
-            return _stand_in(value)
+        except BaseException as error:  # of any kind, as they come from objects of any kind
+            _pass_interrupt(error)
+            return self._stand_in(value)
 
     def _of(self, value: object, depth: int) -> Json:
-        if isinstance(value, str):
-            return _clean(value)
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int) and value.bit_length() <= _MAX_BITS:
-            return int(value)
-        if isinstance(value, float):
-            value = float(value)
-            return value if math.isfinite(value) else {"type": "float", "value": str(tagged(value))}
-        if depth < _MAX_DEPTH and self._too_deep_left > 0:
+        # By its type: what an object says of its class need not be so, and methods may be another's.
+        kind = type(value)
+        if value is None or kind is bool:
+            return value  # type: ignore[return-value]
+        if issubclass(kind, str):
+            return self._of_text(_clean(value))  # type: ignore[arg-type]
+        if issubclass(kind, int):
+            number = int.__index__(value)  # type: ignore[arg-type]
+            return number if number.bit_length() <= _MAX_BITS else self._stand_in(value)
+        if issubclass(kind, float):
+            return _as_json(float.__float__(value))  # type: ignore[arg-type]
+        if depth < _MAX_DEPTH:
             return self._of_container(value, depth + 1)
-        self._too_deep_left -= 1
-        return value if _is_stand_in(value) else _stand_in(value)
+        return value if _is_stand_in(value) else self._stand_in(value)
 
-    def _of_container(self, value: object, depth: int) -> Json:
-        if isinstance(value, Mapping):
-            return {name: self._item(value, key, depth) for name, key in _names_of(value)}
-        if isinstance(value, (list, tuple)):
-            return [self.of(item, depth) for item in value]
+    def _of_text(self, text: str) -> Json:
+        if len(text) > self._text:
+            return _told_of("str", f"<{len(text)} characters>")
+        self._left -= len(text) // _CHARACTERS_PER_ITEM
+        return text
+
+    def _of_container(self, value: Any, depth: int) -> Json:
+        mapping = named(value)
+        if mapping is not None:
+            return self._of_mapping(mapping, value, depth)
+        if issubclass(type(value), (list, tuple)):
+            return self._of_items(value, value, depth)
         if isinstance(value, Set):
-            return _in_order([self.of(item, depth) for item in value])
-        if isinstance(value, Sequence) and not isinstance(value, _NO_LISTS) and len(value) <= _MAX_ITEMS:
-            return [self._item(value, index, depth) for index in range(len(value))]
+            return _in_order(self._of_items(value, value, depth))
+        if isinstance(value, Sequence) and not isinstance(value, _NO_LISTS) and len(value) <= _MAX_LENGTH:
+            return self._of_items((_at(value, index) for index in range(len(value))), value, depth)
         shape = getattr(value, "shape", None)
-        if isinstance(shape, tuple) and math.prod(shape) <= _MAX_ITEMS:
-            return self.of(value.item() if math.prod(shape) == 1 else value.tolist(), depth)  # type: ignore[attr-defined]
-        return _stand_in(value)
+        if isinstance(shape, tuple) and math.prod(max(1, size) for size in shape) <= _MAX_LENGTH:
+            return self.of(value.item() if math.prod(shape) == 1 else value.tolist(), depth)
+        return self._stand_in(value)
 
-    def _item(self, container: Mapping[object, object] | Sequence[object], key: Any, depth: int) -> Json:
+    def _of_mapping(self, mapping: Mapping[Any, object], owner: object, depth: int) -> Json:
+        # A dict is asked for its pairs: keys may be equal to nothing.
+        pairs: Iterable[Any] = dict.items(mapping) if type(mapping) is dict else ((key, None) for key in mapping)
+        found, error = _first(pairs, self._most + 1 if depth == 1 else max(0, self._left) + 1)
+        kept: dict[str, Json] = {}
+        for name, (key, value) in zip(_names_of([key for key, _ in found]), found, strict=True):
+            if depth == 1:
+                self._all_left -= max(0, self._most - self._left)
+                self._left = min(self._most, self._all_left)
+            if self._left <= 0 or len(kept) == self._most:
+                kept[_unused("...", kept)] = _rest(owner, len(kept))
+                break
+            self._left -= len(name) // _CHARACTERS_PER_ITEM
+            kept[name] = self.of(value if type(mapping) is dict else _at(mapping, key), depth)
+        if error is not None:
+            kept[_unused("...", kept)] = self._stand_in(error)
+        return kept
+
+    def _of_items(self, items: Iterable[object], owner: object, depth: int) -> list[Json]:
+        kept: list[Json] = []
         try:
-            value = container[key]
-        except Exception as error:
-            return _stand_in(error)
-        return self.of(value, depth)
+            for item in items:
+                if self._left <= 0:
+                    kept.append(_rest(owner, len(kept)))
+                    break
+                kept.append(self.of(item, depth))
+        except BaseException as error:
+            _pass_interrupt(error)
+            kept.append(self._stand_in(error))
+        return kept
+
+    def _stand_in(self, value: object) -> Json:
+        kind = type(value)
+        if _is_container(value):  # whose repr would say, without their names, what is secret
+            told = _length_of(value)
+        elif issubclass(kind, int):  # Python refuses to write very long numbers, but not in hexadecimal
+            told = _told(value, lambda number: hex(int.__index__(number)))
+        else:
+            told = _told(value, repr)
+        self._left -= min(len(told), MAX_NAME) // _CHARACTERS_PER_ITEM
+        return _told_of(class_name(value), told)
 
 
-def _names_of(mapping: Mapping[object, object]) -> list[tuple[str, object]]:
-    """Each key, after the name that it is kept under: itself where it is a string, else its text.
+def _at(container: Any, key: object) -> object:
+    """What stands there, or the error."""
+    try:
+        return container[key]
+    except BaseException as error:
+        _pass_interrupt(error)
+        return error
 
-    Where that is taken its type follows: ``{"1": a, 1: b}`` has ``1`` and ``1 (int)``.
+
+def _first(items: Iterable[Any], most: int) -> tuple[list[Any], BaseException | None]:
+    """The first items, and the error that came instead of the others."""
+    found = list[Any]()
+    try:
+        found.extend(islice(items, most))
+    except BaseException as error:
+        _pass_interrupt(error)
+        return found, error
+    return found, None
+
+
+def _names_of(keys: list[object]) -> list[str]:
+    """The name that each key is kept under: itself where it is a string, else its text.
+
+    Where that is taken its type follows, and a number: ``{"1": a, 1: b}`` has ``1`` and ``1 (int)``.
     """
-    keys = list(mapping)
-    texts, named = {key for key in keys if isinstance(key, str)}, dict[str, object]()
-    for key in keys:
-        name = _clean(key if isinstance(key, str) else _told(key, str))
-        while name != key and (name in named or name in texts):
-            name += f" ({type(key).__name__})"
-        named[name] = key
-    return list(named.items())
+    texts = list(map(_name, keys))
+    own = [issubclass(type(key), str) and str.__str__(key) == name for key, name in zip(keys, texts, strict=True)]
+    taken = {name for name, is_own in zip(texts, own, strict=True) if is_own}
+    free, counts, names = set(taken), dict[str, int](), list[str]()
+    for name, is_own, key in zip(texts, own, keys, strict=True):
+        if is_own and name in free:
+            free.remove(name)
+        else:
+            name = _unused(name, taken, class_name(key), counts)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _name(key: object) -> str:
+    name = _clean(key) if issubclass(type(key), str) else _told(key, str)  # type: ignore[arg-type]
+    return name if len(name) <= _MAX_KEY else f"{name[:_MAX_KEY]}..."
+
+
+def _unused(name: str, taken: Container[str], kind: str = "", counts: dict[str, int] | None = None) -> str:
+    """A name that is not taken. ``counts`` says how far each was counted before, so that nobody counts anew."""
+    if name in taken and kind:
+        name += f" ({kind})"
+    if name not in taken:
+        return name
+    counts = {} if counts is None else counts
+    number = counts.get(name, 2)
+    while f"{name} ({number})" in taken:
+        number += 1
+    counts[name] = number + 1
+    return f"{name} ({number})"
 
 
 def _in_order(items: list[Json]) -> list[Json]:
@@ -192,23 +370,76 @@ def _is_stand_in(value: object) -> TypeGuard[dict[str, Json]]:
     return type(value) is dict and value.keys() == {"type", "repr"} and all(type(one) is str for one in value.values())
 
 
-def _stand_in(value: object) -> Json:
-    is_nested = isinstance(value, (list, tuple, dict, set, frozenset))
-    # Python refuses to write very long numbers, but not in hexadecimal.
-    tell: Callable[[Any], str] = reprlib.repr if is_nested else hex if isinstance(value, int) else repr
-    return {"type": type(value).__qualname__, "repr": _clean(_told(value, tell)[:1000])}
-
-
-def _told(value: object, tell: Callable[[object], str]) -> str:
+def _is_container(value: object) -> bool:
+    if issubclass(type(value), (list, tuple, dict, set, frozenset)):
+        return True
     try:
-        return tell(value)
-    except Exception as error:
-        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+        return named(value) is not None or (isinstance(value, (Set, Sequence)) and not isinstance(value, _SCALARS))
+    except BaseException as error:
+        _pass_interrupt(error)
+        return False
+
+
+def _length_of(value: object) -> str:
+    return _told(value, lambda items: f"<{len(items)} items>" if hasattr(type(items), "__len__") else "<...>")
+
+
+def _rest(owner: object, kept: int) -> Json:
+    return _told_of(class_name(owner), f"{_length_of(owner)}, of which {kept} are kept")
+
+
+def _told_of(kind: str, told: str) -> Json:
+    return {"type": kind, "repr": told[:MAX_NAME]}
+
+
+def _told(value: object, tell: Callable[[Any], str]) -> str:
+    try:
+        return _clean(tell(value))
+    except BaseException as error:
+        _pass_interrupt(error)
+        return f"<{class_name(value)} that cannot be shown: {class_name(error)}>"
+
+
+def _pass_interrupt(error: BaseException) -> None:
+    """Raise on what the program is told by; what its objects raise, of whatever kind, costs no more than themselves."""
+    if issubclass(type(error), (KeyboardInterrupt, SystemExit, GeneratorExit, threads.Stopped)):
+        raise error
 
 
 def _clean(text: str) -> str:
-    # A lone surrogate (from a file name, say) cannot be written as UTF-8.
-    return text.encode("utf-8", "backslashreplace").decode()
+    # A lone surrogate (from a file name, say) cannot be written as UTF-8. Of a subclass, what str itself makes of it.
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def _as_json(value: float) -> Json:
+    return value if math.isfinite(value) else {"type": "float", "value": str(tagged(value))}
+
+
+def stored(data: Json) -> Json:
+    """Undo :func:`shown`, of all that is there: what a run says of itself is what is read back."""
+    if isinstance(data, dict):
+        return {_clean(key): stored(item) for key, item in data.items()}
+    if isinstance(data, list):
+        return [stored(item) for item in data]
+    if isinstance(data, float):
+        return _as_json(data)
+    return _clean(data) if isinstance(data, str) else data
+
+
+def bounded(params: dict[str, Json], most: int = MAX_BYTES) -> dict[str, Json]:
+    """Parameters that together have no more bytes of JSON; what does not fit in is told of."""
+    kept = dict[str, Json]()
+    for name, value in params.items():
+        size = len(json.dumps({name: value}))
+        if size > most:
+            value = _told_of(type(value).__name__, f"<{size} bytes of JSON>")
+            size = len(json.dumps({name: value}))
+        if size > most:
+            kept[_unused("...", kept)] = _rest(params, len(kept))
+            break
+        kept[name] = value
+        most -= size
+    return kept
 
 
 def shown(params: Mapping[str, Json]) -> dict[str, Json]:

@@ -29,18 +29,23 @@ from coral.experiments.experiment import (
     now,
     to_ms,
 )
+from coral.experiments.fold import MAX_RUN_BYTES
 from coral.experiments.fold import objective as checked_objective
 from coral.experiments.local import LocalBackend
 from coral.experiments.lookup import near
 from coral.experiments.query import Lineage, as_result, compare, lineage
-from coral.experiments.redaction import redact_params, redact_text
+from coral.experiments.redaction import redact_text
 from coral.experiments.results import Results
-from coral.experiments.run import Run, as_objective, as_params, as_tags
-from coral.experiments.scalars import Json, merge, shown
+from coral.experiments.run import Run, as_labels, as_objective, as_params, as_tags, as_text
+from coral.experiments.scalars import MAX_NAME, Json, bounded, class_name, merge, shown, stored, text
 from coral.live import Live
 from coral.verbs import signals
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from coral.ids import ContentRef
+    from coral.objects import ChunkStore
     from coral.repository import Repository
     from coral.verbs.weights import Weights
 
@@ -62,7 +67,9 @@ class ExperimentTracker(Live):
 
     def __init__(self, repo: Repository, *, backend: TrackingBackend | None = None) -> None:
         self.repo = repo
-        self._backend = LocalBackend(repo.storage, _LazyStore(repo)) if backend is None else _checked(backend)
+        self._backend = (
+            LocalBackend(repo.storage, _LazyStore(repo.path, repo)) if backend is None else _checked(backend)
+        )
         self._run: Run | None = None
         self._starting = forks.lock()
 
@@ -103,12 +110,11 @@ class ExperimentTracker(Live):
             UsageError: an argument makes no sense.
         """
         labels, tags = _labels_and_tags(labels, tags)
-        run = _new_run(name, params, tags, owner)
+        run = _new_run(name, {} if params is None else as_params(params), tags, owner)
         run.group = _group(group)
-        run.description, run.notes = _clean(description, "description"), _clean(notes, "notes")
-        kept = redact_params({**labels})
-        run.labels = {key: str(value) for key, value in kept.items()}
-        run.objective = checked_objective(as_objective(objective or {}))
+        run.description, run.notes = as_text(description, "description"), as_text(notes, "notes")
+        run.labels = {key: str(value) for key, value in as_labels(labels).items()}
+        run.objective = checked_objective(as_objective({} if objective is None else objective))
         return self._start(lambda: self._begin(run, None))
 
     run = start  # reads better in ``with tracker.run("name") as run:``
@@ -136,7 +142,9 @@ class ExperimentTracker(Live):
         parent = self.get(experiment_id)
         if not parent.status.is_final:
             raise ConflictError(f"run {parent.experiment_id} is still running", hint="end it first")
-        run = _new_run(name or parent.name, merge(parent.params, as_params(params or {})), parent.tags, owner)
+        before = {key: stored(value) for key, value in parent.params.items()}
+        changed = merge(before, {} if params is None else as_params(params))
+        run = _new_run(name or parent.name, bounded(changed, MAX_RUN_BYTES), parent.tags, owner)
         run.description, run.group = parent.description, parent.group
         run.labels, run.objective = dict(parent.labels), dict(parent.objective)
         run.parent_experiment = parent.experiment_id
@@ -242,13 +250,18 @@ class ExperimentTracker(Live):
         """End the active run; see :meth:`Run.end`."""
         return self._active().end(commit_hash, status)
 
-    def fail(self, error_message: str | None = None) -> Experiment:
-        """End the active run as FAILED."""
-        return self._active().fail(error_message)
+    def fail(self, error_message: str | None = None) -> Experiment | None:
+        """End the active run as FAILED; see :meth:`Run.fail`.
 
-    def cancel(self, reason: str | None = None) -> Experiment:
-        """End the active run as CANCELLED."""
-        return self._active().cancel(reason)
+        Where none was started it warns, and returns None: what kept it from starting is the error to be seen.
+        """
+        run = self._to_be_ended("failed")
+        return None if run is None else run.fail(error_message)
+
+    def cancel(self, reason: str | None = None) -> Experiment | None:
+        """End the active run as CANCELLED; where none was started it warns, as :meth:`fail` does."""
+        run = self._to_be_ended("cancelled")
+        return None if run is None else run.cancel(reason)
 
     # -- questions
 
@@ -430,6 +443,11 @@ class ExperimentTracker(Live):
             raise ConflictError("no run is active", hint="start one: tracker.start('name')")
         return self._run
 
+    def _to_be_ended(self, how: str) -> Run | None:
+        if self._run is None:
+            threads.warn(f"no run was started, so none is {how}")
+        return self._run
+
     def _check_free(self) -> None:
         active = self.active
         if active is not None:
@@ -516,22 +534,40 @@ def _checked(backend: TrackingBackend) -> TrackingBackend:
     )
 
 
-class _LazyStore:
-    """The repository's chunk store, opened when an artifact needs it."""
+class _LazyStore(Live):
+    """The repository's chunk store, opened when an artifact needs it; in another process, the repository too."""
 
-    def __init__(self, repo: Repository) -> None:
+    def __init__(self, path: Path, repo: Repository | None = None) -> None:
+        self._path = path
         self._repo = repo
-        self.held = lambda: repo.store.held()
-        self.put_bytes = lambda data: repo.store.put_bytes(data)
-        self.get_bytes = lambda ref, nbytes: repo.store.get_bytes(ref, nbytes)
+
+    @property
+    def _store(self) -> ChunkStore:
+        if self._repo is None:
+            from coral.repository import Repository
+
+            self._repo = Repository(self._path)
+        return self._repo.store
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return self._store.held()
+
+    def put_bytes(self, data: bytes) -> ContentRef:
+        return self._store.put_bytes(data)
+
+    def get_bytes(self, ref: ContentRef, nbytes: int) -> bytes:
+        return self._store.get_bytes(ref, nbytes)
+
+    def __reduce__(self) -> tuple[type[_LazyStore], tuple[Path]]:  # type: ignore[override]
+        return type(self), (self._path,)
 
 
-def _new_run(name: str, params: Mapping[str, object] | None, tags: Iterable[str] | None, owner: Owner) -> Experiment:
+def _new_run(name: str, params: dict[str, Json], tags: Iterable[str] | None, owner: Owner) -> Experiment:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 200:
         raise UsageError(f"{name!r} is not a run's name", hint="one line of 1 to 200 printable characters")
     if owner not in ("process", "shell"):
         raise UsageError(f"owner {owner!r} is neither 'process' nor 'shell'")
-    time, kept = from_ms(to_ms(now())), shown(as_params(params or {}))
+    time, kept = from_ms(to_ms(now())), shown(params)
     return Experiment(
         experiment_id=secrets.token_hex(6),
         name=redact_text(name, "name"),
@@ -550,9 +586,11 @@ def _labels_and_tags(
     labels: Mapping[str, object] | None, tags: Iterable[str] | None
 ) -> tuple[dict[str, str], Iterable[str]]:
     """Labels, among them the tags that are key and value; and the tags that are not."""
+    if labels is not None and not isinstance(labels, Mapping):
+        raise UsageError(f"labels are a mapping, not {class_name(labels)}")
     pairs = dict[object, object](tags if isinstance(tags, Mapping) else {})
     pairs.update(labels or {})
-    kept = {str(key): str(value) for key, value in pairs.items()}
+    kept = {text(key): text(value) for key, value in pairs.items()}
     return kept, () if isinstance(tags, Mapping) else tags or ()
 
 
@@ -566,16 +604,12 @@ def _environment() -> dict[str, Json]:
     }
 
 
-def _clean(text: str | None, what: str) -> str | None:
-    return None if text is None else redact_text(text, what)
-
-
 def _group(group: str | None) -> str | None:
     if group is None:
         return None
-    parts = [part for part in group.split("/") if part]
-    if not parts or not group.isprintable():
-        raise UsageError(f"{group!r} is not a group", hint="a path such as vision/resnet")
+    parts = [part for part in group.split("/") if part] if isinstance(group, str) else []
+    if not parts or not group.isprintable() or len(group) > MAX_NAME:
+        raise UsageError(f"{text(group, MAX_NAME)!r} is not a group", hint="a path such as vision/resnet")
     return "/".join(parts)
 
 
@@ -584,7 +618,7 @@ def _query(
 ) -> Query:
     wanted: builtins.list[ExperimentStatus | str] = []
     if status is not None:
-        wanted = [status] if isinstance(status, str) else builtins.list(status)
+        wanted = [status] if isinstance(status, str) or not isinstance(status, Iterable) else builtins.list(status)
     return Query(frozenset(map(as_status, wanted)), frozenset(as_tags(tags or ())), branch, group, name)
 
 

@@ -230,7 +230,9 @@ def test_the_first_ending_stands(repo: Repository, tracker: ExperimentTracker, f
     {"completed": run.end, "failed": lambda: run.fail("x"), "cancelled": run.cancel}[first]()
     before = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes()
     later = [run.end, lambda: run.end("0" * 40), lambda: run.end(status="failed"), run.fail, lambda: run.cancel("y")]
-    for end in [*later, tracker.end, tracker.fail, tracker.cancel]:
+    later += [lambda: run.end(None, "bogus"), lambda: run.end(status="running")]
+    of_tracker: list[Callable[[], Experiment | None]] = [tracker.end, tracker.fail, tracker.cancel]
+    for end in [*later, *of_tracker]:
         assert end() is run and run.status == first
     assert (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
     assert tracker.get("a").status == first

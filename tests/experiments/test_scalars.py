@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import decimal
 import json
 import math
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque, namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +20,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.errors import UnsupportedValueError, UsageError
-from coral.experiments.scalars import checked, flatten, merge, number, plain, shown, whole
+from coral.experiments.redaction import redact_params
+from coral.experiments.scalars import (
+    MAX_ITEMS,
+    bounded,
+    checked,
+    flatten,
+    merge,
+    metric_name,
+    number,
+    plain,
+    shown,
+    stored,
+    text,
+    whole,
+    whole_data,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +94,203 @@ def test_parameters_that_look_like_nan_are_not(value: object) -> None:
     """The user's own ``{"type": "float", "value": ...}``, of a sweep for example, is shown as it was given."""
     given = {"lr": {"type": "float", "value": value}}
     assert shown(plain(given)) == given  # type: ignore[arg-type]
+
+
+class Panic(BaseException):
+    """As what a library in Rust raises."""
+
+
+class Liar:
+    """An object that does not tell its class, its number, nor itself."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise Panic(name)
+
+    def __repr__(self) -> str:
+        raise Panic
+
+    def __float__(self) -> float:
+        raise KeyError("x")
+
+
+class Odd(type):
+    """A class of classes that answer nothing."""
+
+    def __getattribute__(cls, name: str) -> object:
+        raise RuntimeError(name)
+
+
+class OfOdd(metaclass=Odd):
+    """An object of such a class."""
+
+
+class Unequal:
+    """A key that cannot be compared."""
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no")
+
+
+class Breaks(list[object]):
+    """A list that ends in an error."""
+
+    def __iter__(self) -> Iterator[object]:
+        yield 1
+        raise RuntimeError("no more")
+
+
+class Endless(list[object]):
+    """A list without an end."""
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(count())
+
+
+class EndlessNames(Mapping[object, object]):
+    """A mapping without an end."""
+
+    def __getitem__(self, key: object) -> object:
+        return key
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(count())
+
+    def __len__(self) -> int:
+        return 1
+
+
+# By name, because pytest asks values what they are.
+ODD: dict[str, Callable[[], object]] = {
+    "liar": Liar,
+    "of an odd class": OfOdd,
+    "an odd class": lambda: OfOdd,
+    "str": lambda: Mock(spec=str),
+    "int": lambda: Mock(spec=int),
+    "dict": lambda: Mock(spec=dict),
+    "keys": lambda: {Unequal(): 1, "x": 2},
+    "breaks": Breaks,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_value_costs_no_more_than_itself(name: str) -> None:
+    """Its siblings, at every depth, are kept as they are, and all of it is JSON."""
+    odd = ODD[name]()
+    kept = plain({"lr": 1, "odd": odd, "in": [1, odd, {"a": odd, "b": 2}], "last": "x"})
+    assert isinstance(kept, dict) and kept["lr"] == 1 and kept["last"] == "x"
+    inner = kept["in"]
+    assert isinstance(inner, list) and inner[0] == 1 and isinstance(inner[2], dict) and inner[2]["b"] == 2
+    assert checked(json.loads(json.dumps(kept, allow_nan=False))) == kept
+    if name == "keys":
+        assert isinstance(kept["odd"], dict) and list(kept["odd"].values()) == [1, 2]
+    if isinstance(kept["odd"], list):
+        assert kept["odd"][0] == 1
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_value_is_no_number_no_step_and_no_name(name: str) -> None:
+    """Whatever it raises, it is refused as anything else is that makes no sense; and every value can be told of."""
+    odd = ODD[name]()
+    refusals: list[Callable[[], object]] = [lambda: number("loss", odd), lambda: whole(odd), lambda: metric_name(odd)]
+    for refuse in refusals:
+        with pytest.raises(UsageError):
+            refuse()
+    assert text(odd).encode()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_no_oddity(error: type[BaseException]) -> None:
+    """Ctrl-C in the middle of somebody's repr is Ctrl-C."""
+
+    class Interrupted:
+        def __repr__(self) -> str:
+            raise error
+
+    with pytest.raises(error):
+        plain({"a": [Interrupted()]})
+
+
+def _shared() -> list[object]:
+    shared: list[object] = [1]
+    for _ in range(26):
+        shared = [shared, shared]
+    return shared
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _shared,
+        Endless,
+        EndlessNames,
+        lambda: np.zeros((10**7, 0)),
+        lambda: list(range(10**6)),
+        lambda: {number: number for number in range(2 * MAX_ITEMS)},
+        lambda: "y" * 20_000_000,
+        lambda: ["y" * 1_000_000] * 1000,
+        lambda: {"y" * 20_000_000: 1},
+    ],
+)
+def test_a_parameter_has_an_end(make: object) -> None:
+    """However much there is of it, without an end too: a part is kept, and told of; others have their own room."""
+    assert callable(make)
+    kept = plain({"big": make(), "small": list(range(1000)), "bigger": make()})
+    assert isinstance(kept, dict) and kept["small"] == list(range(1000)) and kept["big"] == kept["bigger"]
+    data = json.dumps(kept["big"])
+    assert len(data) < 30_000_000 and ("are kept" in data or '"repr"' in data or "..." in data)
+    assert len(json.dumps(bounded(kept, 1_000_000))) <= 1_000_000
+    top = plain(EndlessNames())
+    assert isinstance(top, dict) and len(top) == MAX_ITEMS + 1
+
+
+def test_many_keys_that_look_alike() -> None:
+    """Each has its own name, which does not grow with their number."""
+    kept = plain({"a": {float("nan"): number for number in range(2000)}})
+    assert isinstance(kept, dict) and isinstance(kept["a"], dict)
+    assert list(kept["a"].values()) == list(range(2000)) and max(map(len, kept["a"])) < 30
+
+
+@dataclasses.dataclass
+class Settings:
+    """What people pass as parameters."""
+
+    password: str
+    lr: float = 0.1
+    cache: object = dataclasses.field(default=None, repr=False)
+
+
+Login = namedtuple("Login", ["user", "password"])
+NAMED: list[object] = [
+    Settings("hunter2", 0.1, "hunter2"),
+    argparse.Namespace(password="hunter2", lr=0.1),
+    SimpleNamespace(password="hunter2", lr=0.1),
+    {"password": "hunter2", "lr": 0.1},
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*looks like a secret")
+@pytest.mark.parametrize("value", NAMED)
+def test_what_has_names_is_kept_by_them(value: object) -> None:
+    """So that what is secret is found by its name, at whatever depth."""
+    kept = plain({"a": value})
+    assert kept == {"a": {"password": "hunter2", "lr": 0.1}}
+    assert plain(Login("ada", "x")) == {"user": "ada", "password": "x"}
+    for depth in [*range(4), *range(40, 60)]:
+        deep: object = [value, {"b": value}]
+        for _ in range(depth):
+            deep = [deep, (value,)]
+        kept = plain({"deep": deep})
+        assert isinstance(kept, dict) and "hunter2" not in json.dumps(redact_params(kept))
+    kept = plain({"many": [value] * 34_000})
+    assert isinstance(kept, dict) and "hunter2" not in json.dumps(redact_params(kept))
+
+
+def test_data_is_kept_whole() -> None:
+    """What is kept as an artifact has no such bounds."""
+    data = {"a": list(range(2 * MAX_ITEMS)), "t": "x" * 2_000_000}
+    assert whole_data(data) == data
 
 
 def test_nested_parameters_merge_and_flatten() -> None:
@@ -207,3 +424,10 @@ def test_nesting_is_bounded() -> None:
     for _ in range(80):
         shared = [shared, shared]
     assert all(len(json.dumps(plain(one))) < 10_000_000 for one in (loop, shared))
+
+
+@given(st.dictionaries(st.text(), PARAMETERS, max_size=5))
+def test_what_is_shown_can_be_stored_again(given: dict[object, object]) -> None:
+    """What a run shows while it lives is what is read back of it."""
+    kept = plain(given)
+    assert isinstance(kept, dict) and stored(shown(kept)) == kept  # type: ignore[arg-type]

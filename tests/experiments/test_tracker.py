@@ -151,8 +151,7 @@ def test_list_filters(repo: Repository, tracker: ExperimentTracker) -> None:
     """By status, tags, branch, name, group and labels; newest first; limited."""
     first = finished(tracker, "a", [1.0], tags=["x", "y"], group="vision/resnet", labels={"k": "1"})
     second = finished(tracker, "b", [2.0], tags=["x"], group="vision", labels={"k": "2"})
-    tracker.start("b")
-    third = tracker.fail("boom")
+    third = tracker.start("b").fail("boom")
 
     def ids(**kwargs: object) -> list[str]:
         return [one.experiment_id for one in tracker.list(**kwargs)]  # type: ignore[arg-type]
