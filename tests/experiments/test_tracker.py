@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import math
+import pickle
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 
 from coral.errors import ConflictError, ExperimentNotFoundError, NotFoundError, RefNotFoundError, UsageError
 from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker, Run
+from coral.experiments.columns import History
+from coral.experiments.fold import MAX_RUN_BYTES, Fold
 from coral.experiments.local import LocalBackend
 from coral.history import Commit
 from coral.repository import Repository
@@ -519,3 +524,102 @@ def test_a_runs_own_commit_stands_in_for_its_best_steps(repo: Repository, tracke
         None,
         None,
     )
+
+
+class Untold(Exception):
+    """What cannot be told of, of whatever kind."""
+
+    def __str__(self) -> str:
+        return None  # type: ignore[return-value]
+
+
+def test_an_error_that_cannot_be_told_is_still_the_error(tracker: ExperimentTracker) -> None:
+    """It ends the run, and comes through; so do labels, notes and messages that are anything."""
+    with pytest.raises(Untold), tracker.run("a", notes=Untold(), description=Untold(), tags={"x": Untold()}) as run:  # type: ignore[arg-type,dict-item]
+        run.set_notes(Untold())  # type: ignore[arg-type]
+        run.set_labels({"y": Untold()})  # type: ignore[dict-item]
+        raise Untold
+    assert run.status == "failed" and run.failure and run.failure["type"] == "Untold"
+    with pytest.raises(SystemExit), tracker.run("b") as run:
+        raise SystemExit(np.zeros(2))
+    assert run.status == "failed"
+    kept = tracker.get("a")
+    assert kept.labels.keys() == {"x", "y"} and kept.notes and kept.description
+    for message in (np.ones(2), "x" * 10**7, Untold()):
+        failed = tracker.start("c").fail(message)  # type: ignore[arg-type]
+        assert failed.failure and 0 < len(str(failed.failure["message"])) < 11_000
+
+
+def test_an_ending_without_a_run_hides_no_error(tracker: ExperimentTracker) -> None:
+    """`fail` in the except of a start that was refused warns; what was refused is what the program hears of."""
+
+    def train() -> None:
+        try:
+            tracker.start("")
+        except UsageError:
+            assert tracker.fail("x") is None and tracker.cancel() is None
+            raise
+
+    with pytest.warns(match="no run was started"), pytest.raises(UsageError, match="name"):
+        train()
+    with pytest.raises(ConflictError):
+        tracker.end()
+
+
+def test_what_is_written_can_be_read(tracker: ExperimentTracker) -> None:
+    """However much parameters, notes and what follows them hold, the run is read as it was shown, and found."""
+    run = tracker.start("big", params={"text": "y" * 70_000_000, "lr": 1}, notes="n" * 70_000_000)
+    for number in range(4):
+        tracker.log_params({f"p{number}": ["x" * 255] * 2000, f"q{number}": number})
+    tracker.log("loss", 1.0)
+    shown = dict(run.params)
+    tracker.end()
+    child = tracker.resume("big", params={"p0": ["x" * 255] * 1000})
+    tracker.end()
+    again = ExperimentTracker(tracker.repo)
+    kept = again.get(run.experiment_id)
+    assert kept.params == shown and [kept.params[f"q{number}"] for number in range(4)] == list(range(4))
+    assert kept.to_dict() == run.to_dict() and len(kept.parameter_history) == 5
+    assert len(again.find_best("loss", "min")) == 1 and again.get(child.experiment_id).params == child.params
+
+
+def test_all_changes_of_a_run_together_have_an_end() -> None:
+    """Its file holds each, in a line that a reader takes only so much of; what no longer fits in is told of by name."""
+    for first in (1, 5):
+        run = Experiment("0" * 12, "a")
+        for number in range(first):
+            Fold(run, History()).apply({"e": "p", "t": 1, "v": {f"p{number}": "x" * (10 << 20)}})
+        fold = Fold(run, History())
+        for number in range(first, 20):
+            fold.apply({"e": "p", "t": 1, "v": {f"p{number}": "x" * (10 << 20), f"q{number}": number}})
+        assert sum(len(json.dumps(change.params)) for change in run.parameter_history) <= MAX_RUN_BYTES
+        assert [f"p{number}" in run.params for number in range(20)] == [True] * 20 and run.params["q19"] == 19
+        assert run.params["p19"] == {"type": "str", "repr": "<10485771 bytes of JSON>"}
+
+
+def test_a_run_that_cannot_be_read_is_not_the_best(repo: Repository, tracker: ExperimentTracker) -> None:
+    """The next one is; a warning names it."""
+    bad, good = finished(tracker, "bad", [1.0], params={"lr": 0.25}), finished(tracker, "good", [2.0])
+    path = repo.coral_dir / "experiments" / f"{bad.experiment_id}.json"
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26"))
+    with pytest.warns(match=f"{bad.experiment_id} is left out"):
+        (best,) = tracker.find_best("loss", "min", limit=1)
+    assert best["experiment_id"] == good.experiment_id
+
+
+def test_snapshots_go_to_other_processes(tracker: ExperimentTracker) -> None:
+    """With their points, and with what brings their artifacts; a copy is the same. Those of a run that lives, too."""
+    run = tracker.start("a", params={"lr": 1})
+    tracker.log("loss", 0.5, step=3)
+    tracker.log_artifact(b"abc", "x.bin")
+    for ends in (False, True):
+        if ends:
+            tracker.end()
+        one = tracker.get(run.experiment_id)
+        for copied in (pickle.loads(pickle.dumps(one)), copy.deepcopy(one), dataclasses.replace(one)):
+            assert copied.to_dict(history=True) == one.to_dict(history=True)
+            assert copied.load_artifact("x.bin") == b"abc"
+        assert dataclasses.asdict(one)["metrics"] == one.metrics
+        (listed,) = pickle.loads(pickle.dumps(tracker.list()))
+        assert listed.metrics == one.metrics
+        assert str(pickle.loads(pickle.dumps(tracker.lineage("a")))) == str(tracker.lineage("a"))
