@@ -10,7 +10,7 @@ import click
 from coral.cli.complete import complete_run
 from coral.cli.output import age, duration, print_table
 from coral.cli.session import Session
-from coral.errors import ConflictError, ExperimentNotFoundError, StorageError
+from coral.errors import ConflictError, ExperimentNotFoundError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from coral.experiments import Experiment, ExperimentTracker, Run
@@ -27,6 +27,15 @@ def tracker_of(session: Session) -> ExperimentTracker:
     return ExperimentTracker(session.open())
 
 
+def named(session: Session, given: str | None) -> str | None:
+    """The run that is named: the one given, else CORAL_RUN's. Raises UsageError for a name that is empty."""
+    if given is not None and not given.strip():
+        raise UsageError(
+            "the run's name is empty", hint="a variable that is not set, maybe; 'coral exp list' lists runs"
+        )
+    return given or session.run
+
+
 def attach(session: Session, given: str | None) -> Run:
     """Open the run that is meant, to log to it or to end it.
 
@@ -36,7 +45,7 @@ def attach(session: Session, given: str | None) -> Run:
         UsageError: what says so could be several.
     """
     tracker = tracker_of(session)
-    wanted = given or session.run
+    wanted = named(session, given)
     if wanted is not None:
         return tracker.attach(wanted)
     running = [run for run in tracker.running() if run.owner == "shell"]
@@ -56,7 +65,7 @@ def meant(session: Session, given: str | None) -> Experiment:
     Raises ExperimentNotFoundError, UsageError.
     """
     tracker = tracker_of(session)
-    wanted = given or session.run
+    wanted = named(session, given)
     if wanted is not None:
         return tracker.get(wanted)
     found = tracker.running()[:1] or tracker.list(limit=1)

@@ -389,7 +389,7 @@ def as_status(status: ExperimentStatus | str) -> ExperimentStatus:
 def checked_mode(metric: str, mode: str | None, objective: Mapping[str, Mode]) -> Mode:
     """``mode``, or the objective's. Raises UsageError when neither says which way is better."""
     chosen = mode if mode is not None else objective.get(metric)
-    if chosen in MODES:
+    if isinstance(chosen, str) and chosen in MODES:
         return MODES[chosen]
     if chosen is None:
         raise UsageError(

@@ -20,7 +20,7 @@ from coral.errors import CoralError
 from coral.experiments.backend import Query, Totals
 from coral.experiments.columns import Mode
 from coral.experiments.record import SUMMARY, head, summaries
-from coral.experiments.scalars import MAX_STEP
+from coral.experiments.scalars import LAST_MS, MAX_STEP
 from coral.experiments.table import NO_STEP, FileKey, Table, dump, load
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
@@ -173,6 +173,13 @@ class Index:
         """All runs, in no order: the name of each id; an empty one where the file is malformed."""
         names = self._rows.text["names"]
         return {run: names[row] for run, row in self._rows.rows.items()}
+
+    def facts(self) -> dict[str, tuple[int, str]]:
+        """When each run was created, milliseconds since 1970, and its status; as their files say it."""
+        created, status = self._rows.number["created"], self._rows.text["status"]
+        return {
+            run: (created[row], status[row]) for run, row in self._rows.rows.items() if 0 <= created[row] <= LAST_MS
+        }
 
     def running(self) -> list[str]:
         """The runs whose file says that they run."""

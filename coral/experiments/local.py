@@ -237,7 +237,7 @@ class LocalBackend:
             return experiment_id
         with self._mutex:
             self._index.refresh()
-            return find(experiment_id, self._index.names())
+            return find(experiment_id, self._index.names(), facts=self._index.facts())
 
     def load(self, experiment_id: str) -> Experiment:
         """A run. Raises ExperimentNotFoundError, UsageError, CorruptionError."""
@@ -259,7 +259,7 @@ class LocalBackend:
         """The runs with the best values, best first. Raises UsageError when ``mode`` is None and no objective says."""
         with self._mutex:
             live = {run: one for run, one in self._live().items() if _fits(query, one.record.experiment)}
-            chosen = mode or self._declared(metric, query, live)
+            chosen = mode if mode is not None else self._declared(metric, query, live)
             checked_mode(metric, chosen, {})
             direction: Mode = "min" if chosen == "min" else "max"
             # Of those that cannot be read others take the place.
@@ -321,8 +321,10 @@ class LocalBackend:
 
     def restore(self, experiment_id: str) -> str:
         """Take a run back out of the trash; returns its id. Raises ExperimentNotFoundError, AlreadyExistsError."""
-        names = {**dict.fromkeys(self.trashed(), ""), **{one.experiment_id: one.name for one in self.trash()}}
-        run = find(experiment_id, names, listing="coral exp list --deleted")
+        trash = self.trash()
+        names = {**dict.fromkeys(self.trashed(), ""), **{one.experiment_id: one.name for one in trash}}
+        facts = {one.experiment_id: (to_ms(one.created_at), str(one.status)) for one in trash}
+        run = find(experiment_id, names, facts=facts, listing="coral exp list --deleted")
         with self._locked():
             if self._folder.exists(f"{run}.json"):
                 raise AlreadyExistsError(f"run {run} is there already")

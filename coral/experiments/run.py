@@ -468,4 +468,4 @@ def as_objective(objective: Mapping[str, Mode]) -> dict[str, Json]:
     """A declared objective as it is kept. Raises UsageError."""
     if not isinstance(objective, Mapping):
         raise UsageError(f"an objective is a mapping of metrics to 'min' or 'max', not {class_name(objective)}")
-    return {str(name): checked_mode(str(name), mode, {}) for name, mode in objective.items()}
+    return {metric_name(name): checked_mode(name, mode, {}) for name, mode in objective.items()}

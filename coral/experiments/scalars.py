@@ -54,9 +54,9 @@ def number(name: str, value: object) -> float:
     Raises:
         UnsupportedValueError: anything else, whatever it raises when it is asked; the message names the metric.
     """
-    metric = f"metric {_brief(name)}"
     if issubclass(type(value), (str, bytes, bytearray)):
-        raise UnsupportedValueError(f"{metric}: {_brief(value)} is a string, not a number", hint="convert it yourself")
+        told = f"metric {_brief(name)}: {_brief(value)} is a string, not a number"
+        raise UnsupportedValueError(told, hint="convert it yourself")
     try:
         item = getattr(value, "item", None)
         plain = item() if callable(item) else value
@@ -64,9 +64,9 @@ def number(name: str, value: object) -> float:
             return float(plain)
     except BaseException as error:
         _pass_interrupt(error)
-        reason = _brief(error, str)
-        raise UnsupportedValueError(f"{metric}: {class_name(value)} is not one number ({reason})") from error
-    raise UnsupportedValueError(f"{metric}: {class_name(value)} is not a number")
+        told = f"metric {_brief(name)}: {class_name(value)} is not one number ({_brief(error, str)})"
+        raise UnsupportedValueError(told) from error
+    raise UnsupportedValueError(f"metric {_brief(name)}: {class_name(value)} is not a number")
 
 
 def whole(step: object) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import operator
 import os
 import platform
 import secrets
@@ -11,6 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from coral import forks, threads
@@ -37,7 +39,7 @@ from coral.experiments.query import Lineage, as_result, compare, lineage
 from coral.experiments.redaction import redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_labels, as_objective, as_params, as_tags, as_text
-from coral.experiments.scalars import MAX_NAME, Json, bounded, class_name, merge, shown, stored, text
+from coral.experiments.scalars import MAX_NAME, Json, bounded, class_name, merge, metric_name, shown, stored, text
 from coral.live import Live
 from coral.verbs import signals
 
@@ -273,7 +275,9 @@ class ExperimentTracker(Live):
         return self._backend.load(experiment_id)
 
     def get_by_name(self, name: str) -> Results[Experiment]:
-        """All runs of a name, newest first."""
+        """All runs of a name, newest first. Raises UsageError for what is no text."""
+        if not isinstance(name, str):
+            raise UsageError(f"{text(name, MAX_NAME)!r} is not a run's name")
         return self.list(name=name)
 
     def list(
@@ -297,19 +301,29 @@ class ExperimentTracker(Live):
         """
         labels, tags = _labels_and_tags(labels, tags)
         ids = self._backend.select(_query(status, tags, branch, group, name))
-        found: Results[Experiment] = Results()
-        for run in self._loaded(ids):
-            if limit is not None and len(found) >= limit:
-                break
-            if all(run.labels.get(key) == value for key, value in labels.items()):
-                found.append(run)
-        return found
+        most = _limit(limit)
+        return Results(islice((run for run in self._loaded(ids) if _is_labelled(run, labels)), most))
 
     def compare(self, experiment_ids: Sequence[str], metrics: Sequence[str] | None = None) -> dict[str, object]:
-        """Runs side by side: ``experiments``, ``metrics``, and the ``params`` that differ; see ``query.compare``."""
-        if isinstance(experiment_ids, str):
+        """Runs side by side: ``experiments``, ``metrics``, and the ``params`` that differ; see ``query.compare``.
+
+        Args:
+            metrics: None takes all of them; a lone string is one.
+
+        Raises:
+            ExperimentNotFoundError: no such run, or none of these logged one of the metrics; the hint has near misses.
+        """
+        if isinstance(experiment_ids, str) or not isinstance(experiment_ids, Iterable):
             raise UsageError("compare() takes several ids")
-        return compare([self.get(one) for one in experiment_ids], metrics)
+        if metrics is not None:
+            metrics = [metrics] if isinstance(metrics, str) or not isinstance(metrics, Iterable) else [*metrics]
+            metrics = [*map(metric_name, metrics)]
+        runs = [self.get(one) for one in experiment_ids]
+        known = {name for run in runs for name in run.history.series}
+        for name in metrics or ():
+            if name not in known:
+                raise _unlogged("none of these runs", name, known)
+        return compare(runs, metrics)
 
     def find_best(
         self,
@@ -328,6 +342,7 @@ class ExperimentTracker(Live):
         Args:
             mode: ``min`` or ``max``; None takes what the runs declared as their objective.
             status: None takes all of them, failed and running ones too.
+            tags: all of them; of a mapping, each key and value is a label.
 
         Returns:
             dicts of ``experiment_id``, ``name``, ``best_value``, ``best_step``, ``commit_hash``, ``link`` (``exact``,
@@ -338,9 +353,11 @@ class ExperimentTracker(Live):
             ExperimentNotFoundError: ``mode`` is None and no run logged the metric; the hint has near misses.
             UsageError: ``mode`` is None and no run declared an objective.
         """
-        query = _query(status, tags, branch, group, name)
+        labels, tags = _labels_and_tags(None, tags)
+        query, most = _query(status, tags, branch, group, name), _limit(limit)
         try:
-            return Results(as_result(one) for one in self._backend.best(metric, mode, query, limit))
+            best = self._backend.best(metric, mode, query, None if labels else most)
+            return Results(map(as_result, islice((one for one in best if _is_labelled(one.experiment, labels)), most)))
         except UsageError:
             if mode is None:  # which way a metric is better is no question when nobody logged it
                 self.check_logged(metric)
@@ -350,8 +367,7 @@ class ExperimentTracker(Live):
         """Raise ExperimentNotFoundError, with near misses, when no run has logged a metric."""
         known = self._backend.totals().metrics
         if metric not in known:
-            hint = near(str(metric), sorted(known)) or f"logged are: {', '.join(sorted(known)[:8])}"
-            raise ExperimentNotFoundError(f"no run logged {metric!r}", hint=hint if known else "coral exp list")
+            raise _unlogged("no run", metric, known)
 
     def load_best(
         self,
@@ -591,7 +607,25 @@ def _labels_and_tags(
     pairs = dict[object, object](tags if isinstance(tags, Mapping) else {})
     pairs.update(labels or {})
     kept = {text(key): text(value) for key, value in pairs.items()}
-    return kept, () if isinstance(tags, Mapping) else tags or ()
+    return kept, () if tags is None or isinstance(tags, Mapping) else tags
+
+
+def _is_labelled(run: Experiment, labels: Mapping[str, str]) -> bool:
+    return all(run.labels.get(key) == value for key, value in labels.items())
+
+
+def _limit(limit: object) -> int | None:
+    """How many at most. Raises UsageError for what is no number."""
+    try:
+        return None if limit is None else max(0, operator.index(limit))  # type: ignore[arg-type]
+    except TypeError:
+        raise UsageError(f"limit {text(limit, MAX_NAME)!r} is not a whole number") from None
+
+
+def _unlogged(who: str, metric: str, known: Iterable[str]) -> ExperimentNotFoundError:
+    names = sorted(known)
+    hint = near(str(metric), names) or f"logged are: {', '.join(names[:8])}"
+    return ExperimentNotFoundError(f"{who} logged {metric!r}", hint=hint if names else "coral exp list")
 
 
 def _environment() -> dict[str, Json]:
@@ -619,7 +653,12 @@ def _query(
     wanted: builtins.list[ExperimentStatus | str] = []
     if status is not None:
         wanted = [status] if isinstance(status, str) or not isinstance(status, Iterable) else builtins.list(status)
-    return Query(frozenset(map(as_status, wanted)), frozenset(as_tags(tags or ())), branch, group, name)
+    for one in (branch, group, name):
+        if one is not None and not isinstance(one, str):
+            raise UsageError(f"{text(one, MAX_NAME)!r} is not the name of a branch, a group or a run")
+    return Query(
+        frozenset(map(as_status, wanted)), frozenset(as_tags(() if tags is None else tags)), branch, group, name
+    )
 
 
 def _running_on(branch: str) -> Query:

@@ -293,3 +293,11 @@ def test_an_unknown_metric_is_told_before_the_direction_is_asked(project: Path, 
         errors = call("exp", "best", "val_los", *more, code=3).stderr
         assert "no run logged 'val_los'" in errors and "'val_loss'" in errors
     assert "--mode" in call("exp", "best", "val_loss", code=2).stderr
+
+
+def test_an_empty_name_is_no_run(project: Path, call: Call) -> None:
+    """A variable that is not set does not mean the last run, at any door."""
+    start(call, "a")
+    doors = [["exp", "show", ""], ["exp", "show", " "], ["exp", "end", "--run", ""], ["commit", "--run", "", "-m", "x"]]
+    for words in doors:
+        assert "empty" in call(*words, code=2).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -131,3 +132,15 @@ def test_a_metric_that_nobody_logged_is_said_so_first(repo: Repository, tracker:
     tracker.delete("a")
     with pytest.raises(ExperimentNotFoundError, match="no run logged 'val_loss'"):
         tracker.find_best("val_loss")
+
+
+def test_several_runs_of_a_name_are_listed(tracker: ExperimentTracker) -> None:
+    """One a line that fits a terminal, newest first, with when each was made and where it stands."""
+    first = finished(tracker, "victim", [1.0])
+    time.sleep(0.01)
+    second = tracker.start("victim").fail()
+    with pytest.raises(UsageError) as caught:
+        tracker.get("victim")
+    lines = (caught.value.hint or "").splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [second.experiment_id, first.experiment_id]
+    assert "failed" in lines[1] and "completed" in lines[2] and max(map(len, lines)) <= 80

@@ -430,4 +430,4 @@ def test_nesting_is_bounded() -> None:
 def test_what_is_shown_can_be_stored_again(given: dict[object, object]) -> None:
     """What a run shows while it lives is what is read back of it."""
     kept = plain(given)
-    assert isinstance(kept, dict) and stored(shown(kept)) == kept  # type: ignore[arg-type]
+    assert isinstance(kept, dict) and stored(shown(kept)) == kept

@@ -7,8 +7,11 @@ import dataclasses
 import json
 import math
 import pickle
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -487,9 +490,8 @@ def test_tags_that_are_key_and_value_are_labels(tracker: ExperimentTracker) -> N
     assert tracker.start("b", tags={"k": "1"}, labels={"k": "2"}).end().labels == {"k": "2"}
     assert [one.name for one in tracker.list(tags={"team": "nlp", "seed": 2})] == ["a"]
     assert tracker.list(tags={"team": "vision"}) == []
-    for refuse in (lambda: run.remove_tags({"team": "nlp"}), lambda: tracker.find_best("loss", "min", tags={"a": "b"})):
-        with pytest.raises(UsageError, match="labels"):
-            refuse()
+    with pytest.raises(UsageError, match="labels"):
+        run.remove_tags({"team": "nlp"})
 
 
 @pytest.mark.parametrize("backend", ["files", "", 0, object(), LocalBackend, {}])
@@ -535,7 +537,7 @@ class Untold(Exception):
 
 def test_an_error_that_cannot_be_told_is_still_the_error(tracker: ExperimentTracker) -> None:
     """It ends the run, and comes through; so do labels, notes and messages that are anything."""
-    with pytest.raises(Untold), tracker.run("a", notes=Untold(), description=Untold(), tags={"x": Untold()}) as run:  # type: ignore[arg-type,dict-item]
+    with pytest.raises(Untold), tracker.run("a", notes=Untold(), description=Untold(), tags={"x": Untold()}) as run:  # type: ignore[arg-type]
         run.set_notes(Untold())  # type: ignore[arg-type]
         run.set_labels({"y": Untold()})  # type: ignore[dict-item]
         raise Untold
@@ -623,3 +625,49 @@ def test_snapshots_go_to_other_processes(tracker: ExperimentTracker) -> None:
         (listed,) = pickle.loads(pickle.dumps(tracker.list()))
         assert listed.metrics == one.metrics
         assert str(pickle.loads(pickle.dumps(tracker.lineage("a")))) == str(tracker.lineage("a"))
+
+
+def test_what_makes_no_sense_is_said_so(tracker: ExperimentTracker) -> None:
+    """By coral, wherever an argument is taken, and nothing is started by it; never by an error of Python's own."""
+    finished(tracker, "a", [1.0])
+    start: Any = tracker.start
+    ask: Any = tracker
+    modes: list[object] = [5, [], "low", None]
+    wrong: list[Callable[[], object]] = [
+        *(partial(start, "b", **{name: 5}) for name in ("params", "tags", "group", "labels", "objective")),
+        *(partial(start, "b", objective={"loss": mode}) for mode in modes),
+        *(partial(ask.list, **{name: 5}) for name in ("status", "tags", "branch", "name", "group", "labels")),
+        *(partial(ask.find_best, "loss", **{name: 5}) for name in ("mode", "status", "tags", "branch")),
+        *(partial(ask.compare, ids) for ids in (None, 5, "a", [5])),
+        lambda: ask.compare(["a"], metrics=[5]),
+        lambda: ask.find_best("loss", mode=[]),
+        lambda: ask.find_best("loss", "min", limit="x"),
+        lambda: ask.list(limit="x"),
+        lambda: ask.get_by_name(None),
+    ]
+    for call in wrong:
+        with pytest.raises(UsageError):
+            call()
+    run: Any = tracker.start("c")
+    names = ("log_metrics", "add_tags", "remove_tags", "set_labels", "set_objective", "log_params", "log")
+    for name in names:
+        for value in (None, 5):
+            with pytest.raises(UsageError):
+                getattr(run, name)(value)
+    assert len(tracker.list()) == 2
+
+
+def test_labels_are_asked_for_alike(tracker: ExperimentTracker) -> None:
+    """Tags that are key and value find the best run as they find any."""
+    for value, team in enumerate("aabb"):
+        finished(tracker, f"r{value}", [float(value)], labels={"team": team})
+    assert [one["name"] for one in tracker.find_best("loss", "min", tags={"team": "b"}, limit=1)] == ["r2"]
+    assert {one.name for one in tracker.list(tags={"team": "b"})} == {"r2", "r3"}
+
+
+def test_compare_says_which_metric_is_none(tracker: ExperimentTracker) -> None:
+    """A lone string is one metric; one that none of the runs logged is an error with near misses."""
+    finished(tracker, "a", [1.0])
+    assert tracker.compare(["a"], metrics="loss") == tracker.compare(["a"], metrics=["loss"])
+    with pytest.raises(ExperimentNotFoundError, match="did you mean 'loss'"):
+        tracker.compare(["a"], metrics=["los"])

@@ -13,6 +13,7 @@ from coral.cli.adding import Added, add, failure, find_files, say_added
 from coral.cli.commits import commit_data
 from coral.cli.complete import complete_run
 from coral.cli.output import count, json_option, metrics_line, print_json, size
+from coral.cli.runs import named
 from coral.cli.session import Session, author_for, pass_session
 from coral.errors import ConflictError, NotFoundError, NothingToCommitError, UsageError
 
@@ -113,7 +114,7 @@ def _commit(repo: Repository, session: Session, message: str, options: Options) 
 
 def _linked(repo: Repository, session: Session, wanted: str | None) -> AbstractContextManager[object]:
     """A context in which commits are linked to the run that is meant, if one is."""
-    run = wanted or session.run
+    run = named(session, wanted)
     if run is None and not any((repo.coral_dir / "experiments").glob("*.json")):
         return nullcontext()
     from coral.experiments import ExperimentTracker
