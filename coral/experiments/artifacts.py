@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from coral.errors import NotFoundError, UnsupportedValueError, UsageError
-from coral.experiments.scalars import whole_data
+from coral.experiments.scalars import MAX_NAME, text, whole_data
 from coral.format.names import check_part_name
 
 
@@ -137,8 +137,10 @@ def _csv(rows: list[list[object]]) -> str:
 
 
 def _with_suffix(name: str, suffix: str) -> str:
-    return name if Path(name).suffix else name + suffix
+    return name if not isinstance(name, str) or Path(name).suffix else name + suffix
 
 
-def _checked(name: str) -> str:
+def _checked(name: object) -> str:
+    if not isinstance(name, str):
+        raise UsageError(f"{text(name, MAX_NAME)!r} is not an artifact's name")
     return check_part_name(name)

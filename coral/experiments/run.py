@@ -420,10 +420,7 @@ class Run(Live, Experiment):
 
 def as_params(params: object) -> dict[str, Json]:
     """Parameters as they are kept, without secrets. Raises UsageError for what holds nothing by name."""
-    try:
-        given = named(params)
-    except Exception:  # of any kind, as they come from objects of any kind
-        given = None
+    given = named(params)
     kept = plain(given) if given is not None else None
     if not isinstance(kept, dict):
         raise UsageError(f"parameters are a mapping, not {class_name(params)}")

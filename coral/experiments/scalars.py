@@ -135,8 +135,16 @@ def whole_data(value: object) -> Json:
 def named(value: object) -> Mapping[Any, object] | None:
     """What holds values by name, as a mapping of them: a mapping, a dataclass, a namespace, a named tuple; else None.
 
-    What its class says is not to be shown (``repr=False``) is left out. Raises whatever the value does.
+    What its class says is not to be shown (``repr=False``) is left out; what raises when it is asked is None.
     """
+    try:
+        return _named(value)
+    except BaseException as error:
+        _pass_interrupt(error)
+        return None
+
+
+def _named(value: object) -> Mapping[Any, object] | None:
     if isinstance(value, Mapping):
         return value
     kind = type(value)
@@ -178,7 +186,7 @@ class _Fields(Mapping[str, object]):
 
 def text(value: object, most: int = _MAX_TEXT) -> str:
     """What a message says, whatever it was given as; of what is longer than ``most`` characters, as many."""
-    told = _told(value, str)
+    told = _clean(value) if issubclass(type(value), str) else _told(value, str)  # type: ignore[arg-type]
     return told if len(told) <= most else f"{told[:most]}... ({len(told)} characters)"
 
 
@@ -208,7 +216,7 @@ class _Plain:
 
     def __init__(self, all_items: int, items: int, text: int) -> None:
         self._all_left = all_items
-        self._most = self._left = items
+        self._most = self._granted = self._left = items
         self._text = text
 
     def of(self, value: object, depth: int) -> Json:
@@ -264,8 +272,8 @@ class _Plain:
         kept: dict[str, Json] = {}
         for name, (key, value) in zip(_names_of([key for key, _ in found]), found, strict=True):
             if depth == 1:
-                self._all_left -= max(0, self._most - self._left)
-                self._left = min(self._most, self._all_left)
+                self._all_left -= self._granted - self._left
+                self._granted = self._left = min(self._most, self._all_left)
             if self._left <= 0 or len(kept) == self._most:
                 kept[_unused("...", kept)] = _rest(owner, len(kept))
                 break
