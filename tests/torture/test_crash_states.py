@@ -14,7 +14,7 @@ from tests.torture.harness import bad_states, copy, recorded, run_in
 from tests.torture.planted import PLANTED
 from tests.torture.scenarios import SCENARIOS
 
-STATES = 250
+STATES = 170
 SEED = 1
 
 

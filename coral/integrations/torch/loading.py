@@ -20,7 +20,7 @@ from coral.integrations.torch.memory import by_memory, is_written_at_once
 from coral.integrations.torch.modules import EXTRA, VERSIONS, Names, noted_versions
 from coral.integrations.torch.snapshot import Snapshot
 from coral.integrations.torch.survey import survey
-from coral.integrations.torch.tensors import cpu_bytes, empty, has_memory, kind_of, problem_of
+from coral.integrations.torch.tensors import cpu_bytes, empty, empty_together, has_memory, kind_of, problem_of
 
 if TYPE_CHECKING:
     from coral.verbs.checkpoint import Loading, ReadMany
@@ -211,8 +211,7 @@ class _ByModule:
 
     def _read(self, read_many: ReadMany) -> OrderedDict[str, object]:
         """The state dict that torch would have been given."""
-        # Each in a memory of its own, as whatever the module keeps of them keeps that alive.
-        fresh = {name: empty(*_kind(tensor)) for name, tensor in self._stored.items()}
+        fresh = dict(zip(self._stored, empty_together(map(_kind, self._stored.values())), strict=True))
         read_many((name, data) for name, (_, data) in fresh.items() if len(data))
         state: OrderedDict[str, object] = OrderedDict()
         for name in sorted(fresh, key=self._names.place):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from coral import threads
-from coral.integrations.torch.tensors import cpu_bytes, empty, has_memory
+from coral.integrations.torch.tensors import cpu_bytes, empty_together, has_memory
 
 
 class _Held(NamedTuple):
@@ -48,7 +48,7 @@ class Snapshot:
         # Of gradients, which loading does not change, only where they lie: half() and the like move them.
         self._tensors += [_hold(held.grad) for held in self._tensors if held.grad is not None]
         storages = {place.untyped_storage()._cdata: place.untyped_storage() for place in places}
-        self._bytes = [(storage, _copy(_flat(storage))) for storage in storages.values() if storage.nbytes()]
+        self._bytes = list(_copies([storage for storage in storages.values() if storage.nbytes()]))
 
     def restore(self) -> None:
         """Put everything back. What does not let itself be put back is warned of; the rest is all the same."""
@@ -149,9 +149,10 @@ def _flat(storage: torch.UntypedStorage) -> torch.Tensor:
     return flat.set_(storage, 0, (storage.nbytes(),), (1,))
 
 
-def _copy(flat: torch.Tensor) -> torch.Tensor:
-    if flat.device.type != "cpu":
-        return flat.clone()
-    copy, data = empty("U8", (flat.numel(),))
-    data[:] = cpu_bytes(flat)
-    return copy
+def _copies(storages: list[torch.UntypedStorage]) -> Iterator[tuple[torch.UntypedStorage, torch.Tensor]]:
+    here = [storage for storage in storages if storage.device.type == "cpu"]
+    fresh = empty_together([("U8", (storage.nbytes(),)) for storage in here])
+    for storage, (copy, data) in zip(here, fresh, strict=True):
+        data[:] = cpu_bytes(_flat(storage))
+        yield storage, copy
+    yield from ((storage, _flat(storage).clone()) for storage in storages if storage.device.type != "cpu")
