@@ -168,7 +168,8 @@ class Part:
 
 def weights_part(name: str, weights: Mapping[str, object], metadata: Mapping[str, str]) -> Part:
     """Named tensors as a part; what a library writes into its own files, it says of itself here too."""
-    frameworks = {found.name: found for found in map(find_framework, weights.values()) if found is not None}
+    one_of_each = {type(value): value for value in weights.values()}.values()
+    frameworks = {found.name: found for found in map(find_framework, one_of_each) if found is not None}
     own = next(iter(frameworks.values())).file_metadata if len(frameworks) == 1 else {}
     return Part(name, sources_of(weights), file_metadata({**own, **metadata}))
 

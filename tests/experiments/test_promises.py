@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 import torch
 
 from coral import Repository, model_to_weights
-from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker, endings
+from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker
 
 
 @pytest.fixture
@@ -36,15 +35,6 @@ def repo(here: Path) -> Repository:
     repo = Repository("./my-model")
     repo.stage_weights({"w": np.zeros(4, np.float32)})
     return repo
-
-
-@pytest.fixture
-def tracker(repo: Repository) -> Iterator[ExperimentTracker]:
-    """The tracker, made as it was printed."""
-    tracker = ExperimentTracker(repo)
-    yield tracker
-    for run in endings.live():
-        run.finish(*endings.describe(GeneratorExit()))
 
 
 def run_of(

@@ -114,15 +114,27 @@ def _few(names: Collection[str]) -> str:
     return shown + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
-class _InPlace:
+class _Undoable:
+    """Weights about to be loaded into a module that can be put back as it was."""
+
+    def __init__(self, model: nn.Module, stored: Stored) -> None:
+        self._model, self._stored = model, stored
+        self._snapshot: Snapshot | None = None
+
+    def undo(self) -> None:
+        if self._snapshot is not None:
+            snapshot, self._snapshot = self._snapshot, None
+            snapshot.restore()
+
+
+class _InPlace(_Undoable):
     """Weights read right into the module's own memory, without a second copy of them."""
 
     has_own_code = False
 
     def __init__(self, model: nn.Module, targets: Mapping[str, torch.Tensor], stored: Stored) -> None:
-        self._model, self._stored = model, stored
+        super().__init__(model, stored)
         self._targets = {name: target for name, target in targets.items() if target.numel()}
-        self._snapshot: Snapshot | None = None
         # Of the thread that asks for it: the one that reads may be another.
         self._inference = torch.is_inference_mode_enabled()
         devices = {target.device for target in targets.values() if target.device.type == "cuda"}
@@ -146,11 +158,6 @@ class _InPlace:
                 for target in self._targets.values():
                     increment_version(target)
 
-    def undo(self) -> None:
-        if self._snapshot is not None:
-            self._snapshot.restore()
-            self._snapshot = None
-
     def _fill_group(self, targets: Mapping[str, torch.Tensor], read_many: ReadMany) -> None:
         fresh = {name: empty(*_kind(self._stored[name])) for name in targets}
         read_many((name, data) for name, (_, data) in fresh.items())
@@ -172,7 +179,7 @@ def _groups(targets: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Ten
         yield group
 
 
-class _ByModule:
+class _ByModule(_Undoable):
     """Weights handed to the module's ``load_state_dict``, and taken back when that refuses them."""
 
     has_own_code = True
@@ -186,8 +193,8 @@ class _ByModule:
         strict: bool,
         rest: Mapping[str, Mapping[str, object]],
     ) -> None:
-        self._model, self._stored, self._names, self._strict, self._rest = model, stored, names, strict, rest
-        self._snapshot: Snapshot | None = None
+        super().__init__(model, stored)
+        self._names, self._strict, self._rest = names, strict, rest
 
     def fill(self, read_many: ReadMany, *, undoable: bool = False) -> None:
         state = self._read(read_many)
@@ -203,11 +210,6 @@ class _ByModule:
             ) from error
         if not undoable:
             self._snapshot = None
-
-    def undo(self) -> None:
-        if self._snapshot is not None:
-            snapshot, self._snapshot = self._snapshot, None
-            snapshot.restore()
 
     def _read(self, read_many: ReadMany) -> OrderedDict[str, object]:
         """The state dict that torch would have been given."""

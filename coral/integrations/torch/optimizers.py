@@ -8,6 +8,8 @@ from typing import Final
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from coral.integrations.torch.snapshot import refill
+
 _METHODS: Final = ("state_dict", "load_state_dict", "__setstate__")
 _HOOKS: Final = ("_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks")
 
@@ -32,8 +34,7 @@ def undo_of(holder: object) -> Callable[[], None] | None:
 
     def undo() -> None:
         for owner, attributes in before:
-            vars(owner).clear()
-            vars(owner).update(attributes)
+            refill(vars(owner), attributes)
 
     return undo
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -81,14 +81,15 @@ def _owner(module: nn.Module) -> _Owner:
 def _contents(values: Iterable[object]) -> Iterator[Callable[[], None]]:
     for value in values:
         if isinstance(value, dict):
-            yield partial(_refill_dict, value, dict(value))
+            yield partial(refill, value, dict(value))
+        elif isinstance(value, set):
+            yield partial(refill, value, set(value))
         elif isinstance(value, list):
             yield partial(_refill_list, value, list(value))
-        elif isinstance(value, set):
-            yield partial(_refill_set, value, set(value))
 
 
-def _refill_dict(container: dict[object, object], before: dict[object, object]) -> None:
+def refill(container: dict[Any, Any] | set[Any], before: Any) -> None:
+    """Make a dict or set hold what it held before."""
     container.clear()
     container.update(before)
 
@@ -97,16 +98,10 @@ def _refill_list(container: list[object], before: list[object]) -> None:
     container[:] = before
 
 
-def _refill_set(container: set[object], before: set[object]) -> None:
-    container.clear()
-    container.update(before)
-
-
 def _put_back_module(owner: _Owner) -> None:
     if type(owner.module) is not owner.kind:
         owner.module.__class__ = owner.kind
-    vars(owner.module).clear()
-    vars(owner.module).update(owner.attributes)
+    refill(vars(owner.module), owner.attributes)
     for put_back in owner.contents:
         put_back()
 
@@ -132,8 +127,7 @@ def _put_back_tensor(held: _Held) -> None:
         if held.place is None:  # a lazy one, that was given a shape meanwhile
             tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         tensor.__class__ = held.kind
-    vars(tensor).clear()
-    vars(tensor).update(held.attributes)
+    refill(vars(tensor), held.attributes)
     if held.place is not None and tensor.is_leaf:
         tensor.requires_grad_(held.requires_grad)
         tensor.grad = held.grad
