@@ -28,8 +28,8 @@ from pathlib import Path
 from benchmarks import bars
 from benchmarks.bars import MET, verdict
 from coral.experiments import ExperimentTracker
-from coral.experiments.index import CACHE_KEY
-from coral.experiments.record import decode, decode_history, encode, head
+from coral.experiments.local.index import CACHE_KEY
+from coral.experiments.local.record import decode, decode_history, encode, head
 from coral.repository import Repository
 
 ROUNDS = 5

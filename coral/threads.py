@@ -31,7 +31,10 @@ _OURS = ("coral.", "contextlib", "functools")
 # What may be in the middle of something when it is interrupted, or calls back; others only pass calls on.
 _LOWER = tuple(
     f"coral.{name}"
-    for name in ("threads", "pool", "storage", "objects", "history", "containers", "verbs", "repository", "experiments")
+    for name in (
+        *("threads", "pool", "storage", "objects", "history", "containers", "tensors", "verbs", "repository"),
+        "experiments",
+    )
 )
 
 _CALLS_HANDLERS = "coral.verbs.signals"  # a program's own, on top of anything or nothing

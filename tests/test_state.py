@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 
 from coral.errors import FormatError, UnsupportedValueError
 from coral.integrations.torch.generators import capture_rng, restore_rng
-from coral.verbs import state
-from coral.verbs.frameworks import framework, framework_of
-from coral.verbs.state import MAX_DEPTH, decode_state, encode_state
+from coral.tensors import state
+from coral.tensors.frameworks import framework, framework_of
+from coral.tensors.state import MAX_DEPTH, decode_state, encode_state
 
 
 def roundtrip(state: object) -> Any:

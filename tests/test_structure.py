@@ -15,6 +15,7 @@ import numpy
 import pytest
 
 import coral
+from coral import threads
 from coral.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,17 +27,32 @@ FLOORS: dict[str, float] = {
     **dict.fromkeys(("errors", "forks", "ids"), 0),
     **dict.fromkeys(("live", "pool"), 0.3),
     "threads": 0.6,
-    **dict.fromkeys(("format", "storage", "git"), 1),
+    **dict.fromkeys(("storage", "git"), 1),
+    "format": 1.5,
     **dict.fromkeys(("objects", "history", "containers"), 2),
-    "verbs": 3,
-    "repository": 4,
-    "experiments": 5,
-    "integrations": 6,
-    **dict.fromkeys(("cli", "testing"), 7),
-    "__main__": 8,
+    "tensors": 3,
+    "verbs": 4,
+    "repository": 5,
+    "experiments": 6,
+    "integrations": 9,
+    **dict.fromkeys(("cli", "testing"), 12),
+    "__main__": 13,
 }
 DOOR = "__init__"  # coral/__init__.py offers names of every floor but the last
-DOOR_FLOOR = 6.5
+DOOR_FLOOR = 11.5
+
+# The floors within a folder, from below; BASE is all of its files that are named nowhere else. What stands on one
+# level does not know each other, except the files of BASE: so the base knows none of its wings, and a door all.
+BASE = "."
+INNER: dict[str, list[set[str]]] = {
+    "coral/cli": [{"look"}, {BASE}, {"commands", "sharing", "care", "called_by_git", "exp"}, {"root"}, {DOOR}],
+    "coral/experiments": [{BASE}, {"local"}, {"tracker"}, {"refs", DOOR}],
+    "coral/format": [{BASE}, {"codecs"}],
+    "coral/integrations": [{BASE}, {"torch"}],
+    "coral/verbs": [{BASE}, {"merging", "sharing", "care", "inside_git"}],
+}
+MOST_FILES = 25
+OPEN_DOORS = {"coral.experiments"}  # a table of public names, through which nothing in the library imports
 
 # The only place that may import each of these; any other third-party library has one file, whichever it is.
 HOMES = {
@@ -189,6 +205,107 @@ def test_imports_go_down(path: Path) -> None:
         if other != own and floor(other) >= floor(own):
             wrong.append(f"{place(path)}:{line} imports {name}")
     assert not wrong
+
+
+def level(folder: str, name: str) -> int:
+    """The inner floor of a file or sub-folder."""
+    levels = INNER[folder]
+    return next(
+        (n for n, names in enumerate(levels) if name in names), next(n for n, s in enumerate(levels) if BASE in s)
+    )
+
+
+@pytest.mark.parametrize("folder", sorted({place(path.parent) for path in FILES} - {"coral"}))
+def test_wings_do_not_know_each_other(folder: str) -> None:
+    """Within a folder, too, a file imports its own sub-folder and lower levels: no wing another, the base none."""
+    nested = {place(path.parent) for path in FILES if path.parent.parent == ROOT / folder}
+    if nested:
+        assert folder in INNER, f"{folder} has sub-folders, so its levels belong into INNER"
+    wrong = []
+    for path in FILES if nested and folder != "coral/experiments" else ():  # on its way
+        if not path.is_relative_to(ROOT / folder):
+            continue
+        own = path.relative_to(ROOT / folder).parts[0].removesuffix(".py")
+        for line, name in imports(path):
+            prefix = folder.replace("/", ".") + "."
+            if not name.startswith(prefix):
+                continue
+            other = name.removeprefix(prefix).split(".")[0]
+            above, here = level(folder, other), level(folder, own)
+            is_base = {own, other}.isdisjoint(set().union(*INNER[folder]))
+            if own != other and (above > here or (above == here and not is_base)):
+                wrong.append(f"{place(path)}:{line} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", sorted({place(path.parent) for path in FILES}))
+def test_a_folder_can_be_taken_in_at_a_glance(folder: str) -> None:
+    """A folder has at most 25 files of one level; more want wings."""
+    assert sum(path.parent == ROOT / folder for path in FILES) <= MOST_FILES
+
+
+def module(path: Path) -> str:
+    """``coral.format.names`` for its file, ``coral.format`` for the folder's own."""
+    return place(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def test_no_import_goes_round() -> None:
+    """No file imports itself by way of others, not even lazily or for types alone; doors are tables, and left out."""
+    known = {module(path): path for path in FILES if path.parent.name != "coral" or path.name != "__init__.py"}
+    graph = {
+        own: {name if name in known else name.rpartition(".")[0] for _, name in imports(path)} & known.keys() - {own}
+        for own, path in known.items()
+        if own not in OPEN_DOORS
+    }
+    circles = [" and ".join(sorted(circle)) for circle in strongly_connected(graph) if len(circle) > 1]
+    assert len(circles) <= 3  # on their way out
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The sets of nodes that reach each other (Tarjan, "Depth-first search and linear graph algorithms", 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[set[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph.get(node, ()):
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[node] = min(low[node], low[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            found.append(set(stack[at:]))
+            del stack[at:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("graph", "circles"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}, [{"a", "b", "c"}]),
+        ({"a": {"b"}, "b": {"a"}, "c": {"d", "a"}, "d": {"c"}}, [{"a", "b"}, {"c", "d"}]),
+    ],
+)
+def test_a_circle_is_found(graph: dict[str, set[str]], circles: list[set[str]]) -> None:
+    """The rule against circles sees them, and nothing else."""
+    found = [circle for circle in strongly_connected(graph) if len(circle) > 1]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, circles))
+
+
+def test_a_callback_is_known_wherever_it_comes_from() -> None:
+    """Whatever may be interrupted halfway is listed for ``threads``, which does a nested call in its place."""
+    pure = {"errors", "forks", "ids", "live", "format", "git"}
+    may_be_interrupted = {name for name, floor in FLOORS.items() if floor <= FLOORS["experiments"]} - pure
+    assert {f"coral.{name}" for name in may_be_interrupted} == set(threads._LOWER)
 
 
 def test_a_library_has_one_home() -> None:

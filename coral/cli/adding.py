@@ -12,8 +12,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coral.cli.output import count, printable, size
-from coral.cli.progress import progress_bar
+from coral.cli.look.output import count, printable, size
+from coral.cli.look.progress import progress_bar
 from coral.cli.session import Session, check_path
 from coral.containers import is_model_name
 from coral.errors import CoralError, NotFoundError, UsageError

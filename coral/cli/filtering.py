@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.output import printable
+from coral.cli.look.output import printable
 from coral.errors import CoralError, CorruptionError, NotFoundError
 from coral.format.manifest import TEXT_LIMIT
 from coral.git.blobs import read_blob
 from coral.verbs import layout
 from coral.verbs.config import Config
-from coral.verbs.filter import GitFilter
+from coral.verbs.inside_git.filter import GitFilter
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
@@ -40,8 +40,8 @@ def open_filter(top: Path) -> GitFilter:
 
 def _fetch(top: Path, store: ChunkStore, manifests: list[Manifest]) -> None:
     """Fetch what a remote has; whoever asked looks again, and says what is not there."""
-    from coral.verbs.remotes import open_remote
-    from coral.verbs.transfer import fetch_missing
+    from coral.verbs.sharing.remotes import open_remote
+    from coral.verbs.sharing.transfer import fetch_missing
 
     try:
         config = Config.load(layout.open_folder(top))

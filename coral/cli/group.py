@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -16,19 +16,25 @@ if TYPE_CHECKING:
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 
+class Section(NamedTuple):
+    """Some commands of a group: the package of their modules, and their one-line helps, by name."""
+
+    package: str
+    commands: Mapping[str, str]
+
+
 class LazyGroup(click.Group):
-    """A group whose command ``name`` is ``command`` in the module ``package.name``, ``-`` written as ``_``.
+    """A group whose command ``name`` is ``command`` in its section's ``package.name``, ``-`` written as ``_``.
 
     Args:
-        package: where the modules are.
-        sections: headings of the help to names to one-line helps, in the order they are shown.
+        sections: headings of the help to sections, in the order they are shown.
     """
 
-    def __init__(self, *, package: str, sections: Mapping[str, Mapping[str, str]], **options: Any) -> None:
+    def __init__(self, *, sections: Mapping[str, Section], **options: Any) -> None:
         super().__init__(**options)
-        self._package = package
         self._sections = sections
-        self._helps = {name: text for section in sections.values() for name, text in section.items()}
+        self._packages = {name: section.package for section in sections.values() for name in section.commands}
+        self._helps = {name: text for section in sections.values() for name, text in section.commands.items()}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command; without any argument show the help, as an answer to wrong usage."""
@@ -45,7 +51,7 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in self._helps:
             return None
-        command: click.Command = import_module(f"{self._package}.{cmd_name.replace('-', '_')}").command
+        command: click.Command = import_module(f"{self._packages[cmd_name]}.{cmd_name.replace('-', '_')}").command
         command.short_help = self._helps[cmd_name]
         return command
 
@@ -67,7 +73,7 @@ class LazyGroup(click.Group):
         width = max(map(len, self._helps))
         for title, section in self._sections.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), text) for name, text in section.items()])
+                formatter.write_dl([(name.ljust(width), text) for name, text in section.commands.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete a command's name, without importing one."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.cli.filtering import open_filter
-from coral.cli.output import count, size
-from coral.cli.progress import progress_bar
+from coral.cli.look.output import count, size
+from coral.cli.look.progress import progress_bar
 from coral.cli.session import Session
 from coral.errors import CorruptionError, NotFoundError
 from coral.format.manifest import is_manifest
@@ -65,7 +65,7 @@ def materialise(session: Session, paths: Sequence[str]) -> dict[str, Manifest]:
 
 def _manifest(top: Path, entry: Entry) -> Manifest | None:
     """The manifest that a working file is, if it is the one that the index holds."""
-    from coral.verbs.filter import read_manifest
+    from coral.verbs.inside_git.filter import read_manifest
 
     path = top / entry.name
     if entry.stage or not entry.is_file or path.is_symlink() or not path.is_file():

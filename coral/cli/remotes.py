@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def remote_for(repo: Repository, name: str | None = None, *, like: str | None = None) -> str:
-    """The name of the remote that is meant, see :func:`coral.verbs.remotes.choose_remote`."""
-    from coral.verbs.remotes import choose_remote, offered_remotes
+    """The name of the remote that is meant, see :func:`coral.verbs.sharing.remotes.choose_remote`."""
+    from coral.verbs.sharing.remotes import choose_remote, offered_remotes
 
     try:
         return choose_remote(repo.config, name, like=like).name

@@ -13,69 +13,98 @@ from typing import Any
 import click
 
 import coral
-from coral.cli.group import HELP_NAMES, LazyGroup
+from coral.cli.group import HELP_NAMES, LazyGroup, Section
+from coral.cli.look.terminal import guarded, visible
 from coral.cli.session import Session
-from coral.cli.terminal import guarded, visible
 from coral.errors import CoralError, StorageError, UsageError
 
 INTERRUPTED, BROKEN_PIPE, BUG = 130, 141, 70
 
 SECTIONS = {
-    "Start": {
-        "init": "Make a repository in a folder.",
-    },
-    "Keep weights": {
-        "add": "Stage files for the next commit.",
-        "rm": "Remove files, and stage the removal.",
-        "status": "Show what is staged, modified and untracked.",
-        "commit": "Record what is staged, or the files named.",
-    },
-    "Look": {
-        "log": "Show the commits that led here.",
-        "show": "Show one commit and what it changed.",
-        "blame-code": "Show which code made a commit.",
-        "diff": "Compare two commits, tensor by tensor.",
-        "ls": "List a commit's files and tensors.",
-        "cat": "Show one tensor's statistics or values.",
-        "reflog": "Show where HEAD or a branch has been.",
-        "fsck": "Check that all that was committed is there.",
-        "verify": "Check who signed a commit, and what.",
-        "repack": "Make commits quick to read.",
-        "gc": "Collect tensors that nothing names any more.",
-    },
-    "Move": {
-        "checkout": "Write a commit's files, and go there.",
-        "switch": "Go to a branch.",
-        "branch": "List, make, rename or delete branches.",
-        "tag": "List, make or delete tags.",
-        "reset": "Unstage files, or point the branch elsewhere.",
-        "undo": "Take the last operation back.",
-    },
-    "Experiments": {
-        "exp": "Record runs, compare them, find the best.",
-    },
-    "Inside git": {
-        "install": "Set coral up in a git repository.",
-        "uninstall": "Take coral out of a git repository.",
-        "track": "Have git keep files by coral.",
-        "untrack": "Have git keep files itself again.",
-        "tracked": "List the patterns, and the files in git.",
-        "pull": "Write the models that git checked out as manifests.",
-        "push": "Send tensors to a remote.",
-        "remote": "Name the folders that tensors are shared through.",
-        "merge": "Settle the conflicts in a model.",
-        "import-lfs": "Have coral keep what git-LFS keeps.",
-        "export": "Write plain files, without git and coral.",
-    },
-    "Called by git": {
-        "git-filter": "Turn models into manifests, and back.",
-        "git-diff": "Show how far two versions of a model are apart.",
-        "git-merge": "Merge two versions of a model.",
-        "git-pre-push": "Send the tensors of what git pushes.",
-    },
-    "Shell": {
-        "completion": "Print a shell's completion script.",
-    },
+    "Start": Section(
+        "coral.cli.commands",
+        {
+            "init": "Make a repository in a folder.",
+        },
+    ),
+    "Keep weights": Section(
+        "coral.cli.commands",
+        {
+            "add": "Stage files for the next commit.",
+            "rm": "Remove files, and stage the removal.",
+            "status": "Show what is staged, modified and untracked.",
+            "commit": "Record what is staged, or the files named.",
+        },
+    ),
+    "Look": Section(
+        "coral.cli.commands",
+        {
+            "log": "Show the commits that led here.",
+            "show": "Show one commit and what it changed.",
+            "blame-code": "Show which code made a commit.",
+            "diff": "Compare two commits, tensor by tensor.",
+            "ls": "List a commit's files and tensors.",
+            "cat": "Show one tensor's statistics or values.",
+            "reflog": "Show where HEAD or a branch has been.",
+        },
+    ),
+    "Move": Section(
+        "coral.cli.commands",
+        {
+            "checkout": "Write a commit's files, and go there.",
+            "switch": "Go to a branch.",
+            "branch": "List, make, rename or delete branches.",
+            "tag": "List, make or delete tags.",
+            "reset": "Unstage files, or point the branch elsewhere.",
+            "undo": "Take the last operation back.",
+        },
+    ),
+    "Experiments": Section(
+        "coral.cli.commands",
+        {
+            "exp": "Record runs, compare them, find the best.",
+        },
+    ),
+    "Care": Section(
+        "coral.cli.care",
+        {
+            "fsck": "Check that all that was committed is there.",
+            "verify": "Check who signed a commit, and what.",
+            "repack": "Make commits quick to read.",
+            "gc": "Collect tensors that nothing names any more.",
+        },
+    ),
+    "Inside git": Section(
+        "coral.cli.sharing",
+        {
+            "install": "Set coral up in a git repository.",
+            "uninstall": "Take coral out of a git repository.",
+            "track": "Have git keep files by coral.",
+            "untrack": "Have git keep files itself again.",
+            "tracked": "List the patterns, and the files in git.",
+            "pull": "Write the models that git checked out as manifests.",
+            "push": "Send tensors to a remote.",
+            "remote": "Name the folders that tensors are shared through.",
+            "resolve": "Settle the conflicts in a model.",
+            "import-lfs": "Have coral keep what git-LFS keeps.",
+            "export": "Write plain files, without git and coral.",
+        },
+    ),
+    "Called by git": Section(
+        "coral.cli.called_by_git",
+        {
+            "git-filter": "Turn models into manifests, and back.",
+            "git-diff": "Show how far two versions of a model are apart.",
+            "git-merge": "Merge two versions of a model.",
+            "git-pre-push": "Send the tensors of what git pushes.",
+        },
+    ),
+    "Shell": Section(
+        "coral.cli.commands",
+        {
+            "completion": "Print a shell's completion script.",
+        },
+    ),
 }
 
 EPILOG = """\b
@@ -198,7 +227,6 @@ def _report_bug() -> int:
 
 @click.group(
     cls=Coral,
-    package="coral.cli.commands",
     sections=SECTIONS,
     context_settings=HELP_NAMES,
     epilog=EPILOG,

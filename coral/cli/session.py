@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.terminal import visible
+from coral.cli.look.terminal import visible
 from coral.errors import PartNotFoundError, UsageError
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from coral.experiments.backend import TrackingBackend
 from coral.experiments.experiment import Experiment, ExperimentMetric, ExperimentStatus
 from coral.experiments.query import Lineage
 from coral.experiments.results import Results
 from coral.experiments.run import Run
+from coral.experiments.seams import TrackingBackend
 from coral.experiments.tracker import ExperimentTracker
 
 __all__ = [

@@ -369,7 +369,7 @@ class Experiment:
 
     def to_dict(self, *, history: bool = False) -> dict[str, Json]:
         """The run as JSON-able data; with ``history``, every point too."""
-        from coral.experiments.record import to_dict
+        from coral.experiments.local.record import to_dict
 
         return to_dict(self, history=history)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from coral.experiments.backend import Best
 from coral.experiments.experiment import Experiment, aware
 from coral.experiments.scalars import flatten
+from coral.experiments.seams import Best
 
 _MOST_GENERATIONS = 200
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings
-from coral.experiments.backend import RunSink
 from coral.experiments.columns import History, Mode
+from coral.experiments.events import Fold, artifact
 from coral.experiments.experiment import (
     Artifact,
     Experiment,
@@ -25,8 +25,7 @@ from coral.experiments.experiment import (
     now,
     to_ms,
 )
-from coral.experiments.fold import Fold, artifact
-from coral.experiments.journal import Event
+from coral.experiments.local.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.scalars import (
     MAX_NAME,
@@ -42,6 +41,7 @@ from coral.experiments.scalars import (
     text,
     whole,
 )
+from coral.experiments.seams import RunSink
 from coral.live import Live
 from coral.verbs import signals
 

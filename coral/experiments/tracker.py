@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, CorruptionError, ExperimentNotFoundError, UsageError
 from coral.experiments import branches, endings
-from coral.experiments.backend import Query, TrackingBackend
 from coral.experiments.columns import Mode
+from coral.experiments.events import MAX_RUN_BYTES
+from coral.experiments.events import objective as checked_objective
 from coral.experiments.experiment import (
     Artifact,
     Experiment,
@@ -31,15 +32,14 @@ from coral.experiments.experiment import (
     now,
     to_ms,
 )
-from coral.experiments.fold import MAX_RUN_BYTES
-from coral.experiments.fold import objective as checked_objective
-from coral.experiments.local import LocalBackend
+from coral.experiments.local.backend import LocalBackend
 from coral.experiments.lookup import near
 from coral.experiments.query import Lineage, as_result, compare, lineage
 from coral.experiments.redaction import redact_text
 from coral.experiments.results import Results
 from coral.experiments.run import Run, as_labels, as_objective, as_params, as_tags, as_text
 from coral.experiments.scalars import MAX_NAME, Json, bounded, class_name, merge, metric_name, shown, stored, text
+from coral.experiments.seams import Query, TrackingBackend
 from coral.live import Live
 from coral.verbs import signals
 

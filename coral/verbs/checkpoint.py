@@ -17,14 +17,14 @@ from coral.errors import (
     UnsupportedValueError,
     UsageError,
 )
-from coral.verbs.frameworks import Framework, find_framework, framework_of
+from coral.tensors.frameworks import Framework, find_framework, framework_of
+from coral.tensors.state import encode_state
 from coral.verbs.parts import STATE_KEY
-from coral.verbs.state import encode_state
 
 if TYPE_CHECKING:
     from coral.containers import TensorSource, TensorView
     from coral.objects import ChunkStore
-    from coral.verbs.copies import Copies
+    from coral.tensors.copies import Copies
     from coral.verbs.weights import Weights
 
 MODEL_PART = "model.safetensors"

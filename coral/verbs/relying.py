@@ -24,7 +24,7 @@ from coral.git.enclosing import common_dir, find_git, is_git_dir, owner
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
-from coral.verbs.reachable import manifests_of_head, texts_of_git
+from coral.verbs.git_manifests import manifests_of_head, texts_of_git
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
@@ -60,7 +60,7 @@ class Reliers:
         return bool(self.others) or find_git(self.project) is not None
 
     def texts(self, *, seen: set[str] | None = None) -> Iterator[tuple[Where, bytes]]:
-        """The manifests that any of them reaches, see :func:`coral.verbs.reachable.texts_of_git`."""
+        """The manifests that any of them reaches, see :func:`coral.verbs.git_manifests.texts_of_git`."""
         yield from texts_of_git(self.project, seen=seen)
         for git_dir in self.others:
             yield from texts_of_git(self.project, git_dir=git_dir, seen=seen)

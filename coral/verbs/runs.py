@@ -18,7 +18,7 @@ from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
 from coral.ids import ContentRef, checksum
 from coral.storage.locks import file_lock
-from coral.verbs.reachable import STORED
+from coral.verbs.git_manifests import STORED
 
 if TYPE_CHECKING:
     from coral.storage.folder import Folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError
-from coral.verbs.frameworks import framework
+from coral.tensors.frameworks import framework
+from coral.tensors.state import decode_state
 from coral.verbs.parts import STATE_KEY
-from coral.verbs.state import decode_state
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest, TensorRecord

@@ -12,7 +12,7 @@ from coral.verbs.ingest import views_of
 
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
-    from coral.verbs.frameworks import Framework
+    from coral.tensors.frameworks import Framework
 
 
 class _Entry(NamedTuple):

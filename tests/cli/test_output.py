@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coral.cli import output
-from coral.cli.progress import progress_bar
+from coral.cli.look import output
+from coral.cli.look.progress import progress_bar
 from coral.cli.values import parse_params
 from coral.errors import UsageError
 

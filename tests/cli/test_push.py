@@ -16,9 +16,9 @@ from coral import Repository
 from coral.errors import CorruptionError
 from coral.format.manifest import Manifest
 from coral.verbs.config import Remote
-from coral.verbs.reachable import manifests_of_head
-from coral.verbs.remotes import add_remote, open_remote
-from coral.verbs.transfer import Transferred, fetch_missing
+from coral.verbs.git_manifests import manifests_of_head
+from coral.verbs.sharing.remotes import add_remote, open_remote
+from coral.verbs.sharing.transfer import Transferred, fetch_missing
 from tests.repository.helpers import ROOT, git, run_command
 from tests.repository.test_reachable import commit, conflict
 

@@ -12,12 +12,12 @@ import pytest
 
 from coral.errors import CoralError, CorruptionError
 from coral.experiments import ExperimentTracker
-from coral.experiments.check import damaged_runs, run_ids
 from coral.experiments.columns import History
+from coral.experiments.events import Fold
 from coral.experiments.experiment import Experiment
-from coral.experiments.fold import Fold
-from coral.experiments.journal import encode
-from coral.experiments.record import SUMMARY
+from coral.experiments.local.check import damaged_runs, run_ids
+from coral.experiments.local.journal import encode
+from coral.experiments.local.record import SUMMARY
 from coral.experiments.scalars import Json
 from coral.repository import Repository
 from coral.testing.memory import little_memory

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from coral.errors import ConflictError, StorageError
-from coral.experiments import Experiment, ExperimentTracker, liveness
-from coral.experiments import sink as sink_module
+from coral.experiments import Experiment, ExperimentTracker
 from coral.experiments.experiment import Owner
-from coral.experiments.journal import decode
-from coral.experiments.local import LocalBackend
-from coral.experiments.record import Identity, encode
-from coral.experiments.sink import Sink
+from coral.experiments.local import liveness
+from coral.experiments.local import sink as sink_module
+from coral.experiments.local.backend import LocalBackend
+from coral.experiments.local.journal import decode
+from coral.experiments.local.record import Identity, encode
+from coral.experiments.local.sink import Sink
 from coral.repository import Repository
 from coral.storage import disk
 from coral.storage.folder import AppendFile

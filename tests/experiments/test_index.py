@@ -10,9 +10,9 @@ import pytest
 
 from coral.errors import CoralError
 from coral.experiments import Experiment, ExperimentTracker
-from coral.experiments.backend import Query
-from coral.experiments.index import CACHE_KEY, Index
-from coral.experiments.record import summaries
+from coral.experiments.local.index import CACHE_KEY, Index
+from coral.experiments.local.record import summaries
+from coral.experiments.seams import Query
 from coral.repository import Repository
 
 SUMMARY = (

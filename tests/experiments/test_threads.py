@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from coral.errors import ConflictError
-from coral.experiments import ExperimentTracker, Run, sink
-from coral.experiments.local import LocalBackend
+from coral.experiments import ExperimentTracker, Run
+from coral.experiments.local import sink
+from coral.experiments.local.backend import LocalBackend
 from coral.repository import Repository
 from coral.testing.interrupts import Steps
 

@@ -19,8 +19,8 @@ import pytest
 from coral.errors import ConflictError, ExperimentNotFoundError, NotFoundError, RefNotFoundError, UsageError
 from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker, Run
 from coral.experiments.columns import History
-from coral.experiments.fold import MAX_RUN_BYTES, Fold
-from coral.experiments.local import LocalBackend
+from coral.experiments.events import MAX_RUN_BYTES, Fold
+from coral.experiments.local.backend import LocalBackend
 from coral.history import Commit
 from coral.repository import Repository
 

@@ -13,7 +13,7 @@ import pytest
 from coral.errors import ConflictError
 from coral.git.hooks import BEFORE, knows_its_name, script, state_of
 from coral.git.place import find_place
-from coral.verbs.install import Installed, Uninstalled, install, uninstall
+from coral.verbs.inside_git.install import Installed, Uninstalled, install, uninstall
 from tests.git.conftest import Git
 
 Push = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -10,7 +10,7 @@ from coral.errors import ConflictError, NotFoundError, UsageError
 from coral.format.manifest import Manifest
 from coral.git.place import find_place
 from coral.verbs import layout
-from coral.verbs.track import Edited, Pattern, Tracked, track, tracked, untrack
+from coral.verbs.inside_git.track import Edited, Pattern, Tracked, track, tracked, untrack
 from tests.git.conftest import Git
 from tests.repository.helpers import at_once
 

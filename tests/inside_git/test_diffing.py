@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.format.dtypes import NUMPY_NAMES
-from coral.verbs.compare import measure
-from coral.verbs.frameworks import numpy_dtype
+from coral.tensors.frameworks import numpy_dtype
+from coral.verbs.merging.compare import measure
 from tests.inside_git.helpers import Project, safe, tensors, torch_file
 
 PATH = "model.safetensors"

@@ -16,7 +16,7 @@ import pytest
 
 from coral.format.manifest import Manifest
 from coral.git.pktline import PacketReader
-from coral.verbs.filter import GitFilter
+from coral.verbs.inside_git.filter import GitFilter
 from tests.inside_git.helpers import ATTRIBUTES, CORAL, Project, kinds, safe, tensors, torch_file
 
 if TYPE_CHECKING:

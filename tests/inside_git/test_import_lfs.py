@@ -21,7 +21,7 @@ from coral.errors import ConflictError
 from coral.format.manifest import Manifest
 from coral.git.lfs import Pointer, lfs_lines, parse_pointer, with_coral
 from coral.git.rewriting import Moved, move, transform
-from coral.verbs.lfs import alone
+from coral.verbs.inside_git.lfs import alone
 from tests.inside_git.helpers import Project, safe, tensors
 
 if TYPE_CHECKING:

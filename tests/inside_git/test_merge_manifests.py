@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coral.errors import FormatError
 from coral.format.manifest import SKELETON_NAME, Manifest, Skeleton, TensorRecord
 from coral.ids import ContentRef
-from coral.verbs.merge import Merge, common, merge
+from coral.verbs.merging.merge import Merge, common, merge
 
 NAMES = ["a", "a.b", "layer.0.bias", "layer.0.weight", "layer.1.weight", "<<<<<<< x", "z z", "=======", "ü"]
 
@@ -79,7 +79,7 @@ def test_git_merges_the_text(
 ) -> None:
     """Plain 'git merge-file' never errs silently: it gives what we would, or a conflict, or what is no manifest.
 
-    The last two are for 'coral merge', which goes back to git's three versions of the file.
+    The last two are for 'coral resolve', which goes back to git's three versions of the file.
     """
     paths = [tmp_path / name for name in ("ours", "base", "theirs")]
     for path, values in zip(paths, (ours, base, theirs), strict=True):

@@ -70,13 +70,13 @@ def test_conflicts_are_listed_and_settled_by_name(project: Project) -> None:
     """What both sides changed is left to the user, tensor by tensor; all else is merged already."""
     values = conflict(project)
     assert b"<<<<<<< ours" in project.read(PATH)
-    assert json.loads(project.coral("merge", "--list", "--json")) == {PATH: ["layer.0.weight", "layer.1.weight"]}
-    assert json.loads(project.coral("merge", "--json", PATH)) == ["layer.0.weight", "layer.1.weight"]
-    assert "layer.0.weight" in project.coral("merge", "--list", PATH)
-    project.coral("merge", "--ours", PATH, "layer.0.*")
-    assert json.loads(project.coral("merge", "--json", PATH)) == ["layer.1.weight"]
+    assert json.loads(project.coral("resolve", "--list", "--json")) == {PATH: ["layer.0.weight", "layer.1.weight"]}
+    assert json.loads(project.coral("resolve", "--json", PATH)) == ["layer.0.weight", "layer.1.weight"]
+    assert "layer.0.weight" in project.coral("resolve", "--list", PATH)
+    project.coral("resolve", "--ours", PATH, "layer.0.*")
+    assert json.loads(project.coral("resolve", "--json", PATH)) == ["layer.1.weight"]
     assert b"<<<<<<< ours" in project.read(PATH)
-    project.coral("merge", "--theirs", PATH)
+    project.coral("resolve", "--theirs", PATH)
     assert project.read(PATH) == safe(changed(values, layer_0=1, layer_1=3, layer_2=4))
     project.git("add", PATH)
     project.git("commit", "-q", "-m", "merged")
@@ -96,7 +96,7 @@ def test_rules(project: Project, rule: str, where: str) -> None:
         project.git("config", "coral.merge", rule)
     if where == "command":
         project.run("git", "merge", "other", check=False)
-        project.coral("merge", f"--{rule}", PATH)
+        project.coral("resolve", f"--{rule}", PATH)
         project.git("add", PATH)
         project.git("commit", "-q", "-m", "merged")
     else:
@@ -118,8 +118,8 @@ def test_no_mean(project: Project) -> None:
     branches(project, safe(base), safe(ours), safe(theirs))
     project.git("config", "coral.merge", "average")
     assert project.run("git", "merge", "other", check=False).returncode == 1
-    assert json.loads(project.coral("merge", "--json", PATH)) == ["count", "grown"]
-    project.coral("merge", "--ours", PATH)
+    assert json.loads(project.coral("resolve", "--json", PATH)) == ["count", "grown"]
+    project.coral("resolve", "--ours", PATH)
     found = safetensors.numpy.load(project.read(PATH))
     assert found["w"].tolist() == [1.5] * 64
     assert found["count"].tobytes() == ours["count"].tobytes()
@@ -140,7 +140,7 @@ def test_opaque_files_conflict_as_a_whole(project: Project) -> None:
     noise = [np.random.default_rng(seed).bytes(100_000) for seed in range(3)]
     branches(project, noise[0], noise[1], noise[2], "net.onnx")
     assert project.run("git", "merge", "other", check=False).returncode == 1
-    project.coral("merge", "--theirs", "net.onnx")
+    project.coral("resolve", "--theirs", "net.onnx")
     assert project.read("net.onnx") == noise[2]
 
 
@@ -151,7 +151,7 @@ def test_conflicts_of_git_s_own_making(project: Project) -> None:
     ours, theirs = changed(values, layer_0=1), changed(values, layer_0=2, layer_2=4)
     branches(project, safe(values), safe(ours), safe(theirs))
     assert project.run("git", "merge", "other", check=False).returncode == 1
-    project.coral("merge", "--ours", PATH, "layer.0.weight")
+    project.coral("resolve", "--ours", PATH, "layer.0.weight")
     assert project.read(PATH) == safe(changed(values, layer_0=1, layer_2=4))
 
 
@@ -189,10 +189,10 @@ def test_wrong_uses_of_merge(project: Project) -> None:
         (["--ours"], "which file"),
         (["/elsewhere/model.safetensors"], "outside"),
     ):
-        done = project.run(sys.executable, "-m", "coral", "merge", *arguments, check=False)
+        done = project.run(sys.executable, "-m", "coral", "resolve", *arguments, check=False)
         assert done.returncode in (2, 3)
         assert said in done.stderr.decode()
     conflict(project)
-    done = project.run(sys.executable, "-m", "coral", "merge", "--ours", PATH, "no.such", check=False)
+    done = project.run(sys.executable, "-m", "coral", "resolve", "--ours", PATH, "no.such", check=False)
     assert done.returncode == 3
     assert b"<<<<<<< ours" in project.read(PATH)

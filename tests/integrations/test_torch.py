@@ -18,7 +18,7 @@ from coral.errors import FormatError, UnsupportedValueError, UsageError
 from coral.format.dtypes import BITS, NUMPY_NAMES, byte_count
 from coral.integrations.torch import FRAMEWORK, model_to_weights
 from coral.integrations.torch.loading import plan_loading
-from coral.verbs.frameworks import NUMPY, Framework, framework, framework_of
+from coral.tensors.frameworks import NUMPY, Framework, framework, framework_of
 
 
 def content(value: object, *, piece: int = 7) -> bytes:
@@ -315,7 +315,7 @@ def test_extra_state_is_refused_by_name() -> None:
 def test_nothing_is_imported_before_it_is_needed() -> None:
     """Containers, states and frameworks load neither numpy nor torch; a state of plain values needs neither."""
     code = (
-        "import sys, coral.containers, coral.verbs.state as state\n"
+        "import sys, coral.containers, coral.tensors.state as state\n"
         "text, _ = state.encode_state({'a': (1, 2.5), 'b': [b'x', {3}]})\n"
         "state.decode_state(text, lambda *_: None)\n"
         "assert not {'numpy', 'torch'} & set(sys.modules), 'imported'\n"

@@ -331,7 +331,7 @@ def steps_of(project: Path) -> list[int | None]:
 def test_a_signal_waits_for_no_lock_of_the_main_thread(tmp_path: Path) -> None:
     """The main thread is in the middle of logging, as the commit is about to be: both go on, and the signal kills."""
     script = """
-import coral.experiments.fold as fold
+import coral.experiments.events as fold
 run = ExperimentTracker(repo).start("x")
 real = fold.Fold._params
 def params(self, event, t):

@@ -23,7 +23,7 @@ from coral.objects.writer import publish_pack
 from coral.storage import disk
 from coral.testing.disks import Killing
 from coral.testing.processes import Note, Warm
-from coral.verbs.filter import GitFilter
+from coral.verbs.inside_git.filter import GitFilter
 from tests.repository.helpers import child, commit, finish, git, raw, read, run_command, tree, weights
 
 OLD = time.time() - 30 * 24 * 3600

@@ -8,7 +8,7 @@ import pytest
 
 from coral import Repository
 from coral.errors import UsageError
-from coral.verbs.prepush import Update, parse_updates, pushed_manifests
+from coral.verbs.inside_git.prepush import Update, parse_updates, pushed_manifests
 from tests.repository.helpers import git
 from tests.repository.test_reachable import commit
 

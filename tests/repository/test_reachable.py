@@ -13,7 +13,7 @@ from coral.errors import GitCommandError, VersionError
 from coral.format.manifest import Manifest
 from coral.git.objects import Where
 from coral.ids import ContentRef
-from coral.verbs.reachable import contents_in, manifests_of_head, texts_of_git
+from coral.verbs.git_manifests import contents_in, manifests_of_head, texts_of_git
 from tests.repository.helpers import git, weights
 from tests.storage.test_folder import run_python
 
@@ -175,7 +175,7 @@ def test_looking_is_light(repo: Repository) -> None:
     program = """
 import sys
 from pathlib import Path
-from coral.verbs.reachable import texts_of_git
+from coral.verbs.git_manifests import texts_of_git
 print(len(list(texts_of_git(Path(sys.argv[1])))), "numpy" in sys.modules)
 """
     assert run_python(program, repo.path) == "1 False\n"

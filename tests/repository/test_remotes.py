@@ -18,7 +18,7 @@ from coral.errors import (
 )
 from coral.storage.folder import Folder
 from coral.verbs.config import Config, Remote
-from coral.verbs.remotes import (
+from coral.verbs.sharing.remotes import (
     add_remote,
     adopt_remotes,
     choose_remote,

@@ -16,7 +16,7 @@ from coral import Repository
 from coral.experiments import ExperimentTracker
 from coral.format import codecs
 from coral.verbs.config import Remote
-from coral.verbs.remotes import add_remote, open_remote
+from coral.verbs.sharing.remotes import add_remote, open_remote
 from tests.repository.helpers import commit, raw, read, run_command, tree, weights
 from tests.repository.test_gc import delta_series, packs
 

@@ -16,10 +16,10 @@ from coral.errors import StorageError
 from coral.experiments import ExperimentTracker
 from coral.objects.idset import IdSet
 from coral.storage.folder import Folder
+from coral.verbs.care.marking import Marks
 from coral.verbs.config import Remote
-from coral.verbs.marking import Marks
-from coral.verbs.remotes import add_remote, open_remote
 from coral.verbs.runs import texts_of_runs
+from coral.verbs.sharing.remotes import add_remote, open_remote
 from tests.repository.helpers import child, commit, finish, raw, read, weights
 from tests.repository.test_gc import abandon, forget, grow_old, packs
 from tests.repository.test_repair import fsck, lose

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coral.errors import CoralError
-from coral.experiments import ExperimentTracker, sink
+from coral.experiments import ExperimentTracker
+from coral.experiments.local import sink
 from coral.repository import Repository
 from coral.testing import syscalls
 from coral.testing.mounts import FileSystem, Mounted

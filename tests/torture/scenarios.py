@@ -26,9 +26,9 @@ from coral.storage import disk
 from coral.storage.folder import Folder
 from coral.testing.disks import Interposed, Unsynced
 from coral.testing.trace import Kind
-from coral.verbs.average import average
-from coral.verbs.filter import GitFilter
-from coral.verbs.merge import merge
+from coral.verbs.inside_git.filter import GitFilter
+from coral.verbs.merging.average import average
+from coral.verbs.merging.merge import merge
 
 Told = tuple[object, ...]
 Tell = Callable[[Told], None]

@@ -32,8 +32,8 @@ from coral.format.manifest import Manifest, TensorRecord
 from coral.format.pack import KIND_CHUNK, KIND_LIST, MAGIC, Entry, pack_header
 from coral.history.commit import CommitObject
 from coral.ids import ChunkId, checksum, chunk_id, list_ref, single_ref
-from coral.verbs.filter import GitFilter
-from coral.verbs.state import decode_state
+from coral.tensors.state import decode_state
+from coral.verbs.inside_git.filter import GitFilter
 from tests.repository.helpers import commit, git, raw, read, weights
 from tests.torture.hostile import attempt, nested, run_cli, watched
 
@@ -350,7 +350,7 @@ VERBS = [
         ["install"],
         ["install", "--force"],
     ),
-    *(["track", "*.x"], ["uninstall"], ["pull"], ["import-lfs"], ["merge", "--list"], ["checkout", "work"]),
+    *(["track", "*.x"], ["uninstall"], ["pull"], ["import-lfs"], ["resolve", "--list"], ["checkout", "work"]),
 ]
 
 
@@ -381,7 +381,7 @@ OPTIONS = ["-d", "--force", "--output=/tmp/coral-attack", "-oProxyCommand=touch 
 def test_an_option_in_the_place_of_a_name(repo: Repository, outside: Path, word: str) -> None:
     """A branch, tag, ref, remote, key or run that begins with a hyphen is a name that is refused, not an option."""
     from coral.verbs.config import Remote
-    from coral.verbs.remotes import add_remote
+    from coral.verbs.sharing.remotes import add_remote
 
     calls: list[Callable[[], object]] = [
         lambda: repo.create_branch(word),
@@ -669,7 +669,7 @@ def test_settings_that_are_none(repo: Repository, outside: Path, kind: str) -> N
     git(repo.path, "init", "-q")
     offers, own = repo.path / ".coralconfig", repo.coral_dir / "config.toml"
     sound, text = own.read_bytes(), TEXTS[kind].encode("utf-8", "surrogateescape")
-    from coral.verbs.remotes import adopt_remotes, offered_remotes
+    from coral.verbs.sharing.remotes import adopt_remotes, offered_remotes
 
     with watched(outside, seconds=3):
         own.write_bytes(sound + text)

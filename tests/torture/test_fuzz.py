@@ -31,15 +31,15 @@ from hypothesis import strategies as st
 from coral import Repository, containers
 from coral.containers import BytesFile
 from coral.errors import CoralError
-from coral.experiments import record as records
-from coral.experiments.backend import Query
 from coral.experiments.columns import History
+from coral.experiments.events import Fold
 from coral.experiments.experiment import Experiment, from_ms
-from coral.experiments.fold import Fold
-from coral.experiments.index import Index
-from coral.experiments.journal import damaged, decode, encode, line
-from coral.experiments.liveness import myself
-from coral.experiments.table import load as load_table
+from coral.experiments.local import record as records
+from coral.experiments.local.index import Index
+from coral.experiments.local.journal import damaged, decode, encode, line
+from coral.experiments.local.liveness import myself
+from coral.experiments.local.table import load as load_table
+from coral.experiments.seams import Query
 from coral.format import pack as pack_format
 from coral.format.index import PackIndex, build
 from coral.format.manifest import Manifest, TensorRecord
@@ -50,10 +50,10 @@ from coral.history.commit import CommitObject
 from coral.ids import ContentRef, checksum, single_ref
 from coral.objects import ChunkStore
 from coral.storage.folder import Folder
+from coral.tensors.state import decode_state, encode_state
 from coral.testing.processes import Note
 from coral.verbs.config import Config
-from coral.verbs.merge import Merge
-from coral.verbs.state import decode_state, encode_state
+from coral.verbs.merging.merge import Merge
 from tests.containers.helpers import kept, rebuilt
 from tests.repository.helpers import weights
 from tests.torture.hostile import BUG, GROWTH, SECONDS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from coral.cli.commits import Names, commit_data, one_line
 from coral.cli.complete import complete_ref
-from coral.cli.output import json_option, print_json
+from coral.cli.look.commits import Names, commit_data, one_line
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, pass_session
 from coral.errors import NotFoundError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_branch
-from coral.cli.output import json_option, print_json
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, pass_session
 from coral.errors import ConflictError, UsageError
 

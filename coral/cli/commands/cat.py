@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_part, complete_ref
-from coral.cli.output import json_option, percent, print_json, shape, size, terminal_width
+from coral.cli.look.output import json_option, percent, print_json, shape, size, terminal_width
 from coral.cli.session import Session, parts_named, pass_session
 from coral.errors import TensorNotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from coral.cli.statistics import Statistics
+    from coral.cli.look.statistics import Statistics
     from coral.containers import TensorView
     from coral.format.manifest import Manifest
     from coral.repository import Repository
@@ -36,7 +36,7 @@ def command(session: Session, tensor: str, ref: str, part: str | None, values: b
       coral cat bias --ref HEAD~1 --values
       coral cat optimizer.exp_avg --part state.safetensors
     """
-    from coral.cli.statistics import describe, flat_values, print_values
+    from coral.cli.look.statistics import describe, flat_values, print_values
 
     repo = session.open()
     commit = repo.resolve(ref)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_part, complete_ref
-from coral.cli.moves import move_data, print_move
-from coral.cli.output import json_option, print_json
-from coral.cli.progress import progress_bar
+from coral.cli.look.moves import move_data, print_move
+from coral.cli.look.output import json_option, print_json
+from coral.cli.look.progress import progress_bar
 from coral.cli.session import Session, parts_at, parts_named, pass_session
 from coral.errors import RefNotFoundError, UsageError
 

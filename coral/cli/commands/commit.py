@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.adding import Added, add, failure, find_files, say_added
-from coral.cli.commits import commit_data
 from coral.cli.complete import complete_run
-from coral.cli.output import count, json_option, metrics_line, print_json, size
+from coral.cli.look.commits import commit_data
+from coral.cli.look.output import count, json_option, metrics_line, print_json, size
 from coral.cli.runs import named
 from coral.cli.session import Session, author_for, pass_session
 from coral.errors import ConflictError, NotFoundError, NothingToCommitError, UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from coral.cli.complete import complete_ref
-from coral.cli.differences import print_diff, print_stat
-from coral.cli.output import diff_data, json_option, print_json
+from coral.cli.look.differences import print_diff, print_stat
+from coral.cli.look.output import diff_data, json_option, print_json
 from coral.cli.session import Session, pass_session
 from coral.errors import UsageError
 

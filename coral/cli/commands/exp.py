@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from coral.cli.group import HELP_NAMES, LazyGroup
+from coral.cli.group import HELP_NAMES, LazyGroup, Section
+
+_PACKAGE = "coral.cli.exp"
 
 SECTIONS = {
-    "Record": {
-        "start": "Start a run, and print its id.",
-        "log": "Log metrics to a run.",
-        "params": "Show or set a run's parameters.",
-        "end": "End a run: it is completed.",
-        "fail": "End a run: it failed.",
-        "cancel": "End a run: it was called off.",
-        "resume": "Start a run that goes on where another stopped.",
-    },
-    "Look": {
-        "list": "List runs, newest first.",
-        "show": "Show one run.",
-        "compare": "Compare runs: parameters and metrics.",
-        "best": "Find the runs that did best by a metric.",
-        "lineage": "Show the family of a run.",
-        "summary": "Count runs, by status.",
-    },
-    "Tidy": {
-        "delete": "Move runs to the trash.",
-        "restore": "Bring deleted runs back.",
-    },
+    "Record": Section(
+        _PACKAGE,
+        {
+            "start": "Start a run, and print its id.",
+            "log": "Log metrics to a run.",
+            "params": "Show or set a run's parameters.",
+            "end": "End a run: it is completed.",
+            "fail": "End a run: it failed.",
+            "cancel": "End a run: it was called off.",
+            "resume": "Start a run that goes on where another stopped.",
+        },
+    ),
+    "Look": Section(
+        _PACKAGE,
+        {
+            "list": "List runs, newest first.",
+            "show": "Show one run.",
+            "compare": "Compare runs: parameters and metrics.",
+            "best": "Find the runs that did best by a metric.",
+            "lineage": "Show the family of a run.",
+            "summary": "Count runs, by status.",
+        },
+    ),
+    "Tidy": Section(
+        _PACKAGE,
+        {
+            "delete": "Move runs to the trash.",
+            "restore": "Bring deleted runs back.",
+        },
+    ),
 }
 
 command = LazyGroup(
     name="exp",
-    package="coral.cli.exp",
     sections=SECTIONS,
     context_settings=HELP_NAMES,
     help="""Record runs, compare them, and find the best.

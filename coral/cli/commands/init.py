@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from coral.cli.output import json_option, print_json
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, pass_session
 
 

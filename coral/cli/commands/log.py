@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.commits import Names, full, named_data, one_line
 from coral.cli.complete import complete_part, complete_ref
-from coral.cli.output import json_option, print_json
+from coral.cli.look.commits import Names, full, named_data, one_line
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, pass_session
 from coral.errors import UsageError
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.commands.show import part_data
 from coral.cli.complete import complete_part, complete_ref
-from coral.cli.output import json_option, print_json, print_table, shape, size
+from coral.cli.look.output import json_option, print_json, print_table, shape, size
+from coral.cli.look.parts import part_data
 from coral.cli.session import Session, parts_named, pass_session
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from coral.cli.complete import complete_branch
-from coral.cli.output import json_option, print_json
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, pass_session
 
 

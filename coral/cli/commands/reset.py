@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_ref
-from coral.cli.moves import move_data, print_files, print_kept
-from coral.cli.output import json_option, print_json
+from coral.cli.look.moves import move_data, print_files, print_kept
+from coral.cli.look.output import json_option, print_json
 from coral.cli.session import Session, parts_named, pass_session
 from coral.errors import PartNotFoundError, RefNotFoundError, UsageError
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
-from coral.cli.commits import Names, full, named_data
 from coral.cli.complete import complete_ref
-from coral.cli.differences import print_diff
-from coral.cli.output import diff_data, json_option, print_json, record_data
+from coral.cli.look.commits import Names, full, named_data
+from coral.cli.look.differences import print_diff
+from coral.cli.look.output import diff_data, json_option, print_json
+from coral.cli.look.parts import part_data
 from coral.cli.session import Session, pass_session
-
-if TYPE_CHECKING:
-    from coral.format.manifest import Manifest
 
 
 @click.command()
@@ -40,16 +36,3 @@ def command(session: Session, ref: str, limit: int, as_json: bool) -> None:
     click.echo("\n".join(full(details.commit, names)))
     click.echo()
     print_diff(details.diff, limit)
-
-
-def part_data(name: str, manifest: Manifest) -> dict[str, object]:
-    """A part for JSON."""
-    from coral.verbs.parts import is_state
-
-    return {
-        "name": name,
-        "container": manifest.container,
-        "state": is_state(manifest),
-        "bytes": manifest.nbytes,
-        "tensors": [record_data(record) for record in manifest.records],
-    }

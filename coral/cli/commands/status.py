@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from coral.cli.output import count, json_option, print_json, printable, size
+from coral.cli.look.output import count, json_option, print_json, printable, size
 from coral.cli.session import Session, pass_session
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from coral.cli.output import age, json_option, print_json, print_table
+from coral.cli.look.output import age, json_option, print_json, print_table
 from coral.cli.session import Session, pass_session
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coral.cli.complete import complete_branch
-from coral.cli.output import json_option, number, on_terminal, print_json, print_table
+from coral.cli.look.output import json_option, number, on_terminal, print_json, print_table
 from coral.cli.runs import STATUS, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.errors import ExperimentNotFoundError, UsageError

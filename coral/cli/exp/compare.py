@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from coral.cli.complete import complete_run
-from coral.cli.output import duration, json_option, number, on_terminal, print_json, print_table, terminal_width
-from coral.cli.runs import param_text, tracker_of
+from coral.cli.look.output import duration, json_option, number, on_terminal, print_json, print_table, terminal_width
+from coral.cli.look.runs import param_text
+from coral.cli.runs import tracker_of
 from coral.cli.session import Session, pass_session
 from coral.errors import UsageError
 

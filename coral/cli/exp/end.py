@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from coral.cli.complete import complete_ref
-from coral.cli.output import json_option, print_json
-from coral.cli.runs import attach, describe_end, run_data, run_option
+from coral.cli.look.output import json_option, print_json
+from coral.cli.look.runs import describe_end, run_data
+from coral.cli.runs import attach, run_option
 from coral.cli.session import Session, pass_session
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from coral.cli.complete import complete_run
-from coral.cli.output import json_option, print_json
-from coral.cli.runs import run_data, tracker_of
+from coral.cli.look.output import json_option, print_json
+from coral.cli.look.runs import run_data
+from coral.cli.runs import tracker_of
 from coral.cli.session import Session, pass_session
 
 if TYPE_CHECKING:

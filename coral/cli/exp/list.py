@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from coral.cli.complete import complete_branch
-from coral.cli.output import json_option, print_json
-from coral.cli.runs import STATUS, print_runs, run_data, tracker_of
+from coral.cli.look.output import json_option, print_json
+from coral.cli.look.runs import print_runs, run_data
+from coral.cli.runs import STATUS, tracker_of
 from coral.cli.session import Session, pass_session
 
 

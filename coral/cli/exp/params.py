@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from coral.cli.output import json_option, print_json, print_table
-from coral.cli.runs import attach, param_text, run_option
+from coral.cli.look.output import json_option, print_json, print_table
+from coral.cli.look.runs import param_text
+from coral.cli.runs import attach, run_option
 from coral.cli.session import Session, pass_session
 from coral.cli.values import parse_params
 

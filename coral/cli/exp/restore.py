@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from coral.cli.output import json_option, print_json
+from coral.cli.look.output import json_option, print_json
 from coral.cli.runs import tracker_of
 from coral.cli.session import Session, pass_session
 

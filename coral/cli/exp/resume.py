@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from coral.cli.complete import complete_run
-from coral.cli.output import json_option, print_json
-from coral.cli.runs import check_written, run_data, tracker_of
+from coral.cli.look.output import json_option, print_json
+from coral.cli.look.runs import run_data
+from coral.cli.runs import check_written, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.cli.values import parse_params
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from coral.cli.complete import complete_run
-from coral.cli.output import date, duration, json_option, metrics_line, number, print_json, print_table, size
-from coral.cli.runs import meant, metrics_data, param_text, run_data
+from coral.cli.look.output import date, duration, json_option, metrics_line, number, print_json, print_table, size
+from coral.cli.look.runs import metrics_data, param_text, run_data
+from coral.cli.runs import meant
 from coral.cli.session import Session, pass_session
 from coral.errors import ExperimentNotFoundError
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from coral.cli.output import json_option, on_terminal, print_json
-from coral.cli.runs import check_written, run_data, tracker_of
+from coral.cli.look.output import json_option, on_terminal, print_json
+from coral.cli.look.runs import run_data
+from coral.cli.runs import check_written, tracker_of
 from coral.cli.session import Session, pass_session
 from coral.cli.values import parse_objective, parse_pairs, parse_params
 

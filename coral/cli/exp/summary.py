@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from coral.cli.output import json_option, print_json
+from coral.cli.look.output import json_option, print_json
 from coral.cli.runs import tracker_of
 from coral.cli.session import Session, pass_session
 

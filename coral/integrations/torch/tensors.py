@@ -13,7 +13,7 @@ import torch
 
 from coral.errors import UnsupportedValueError
 from coral.format.dtypes import byte_count
-from coral.verbs.frameworks import contiguous_stride, packed_shape
+from coral.tensors.frameworks import contiguous_stride, packed_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -82,7 +82,7 @@ class TorchTensor:
         return cpu_bytes(elements.contiguous())[start - first * size : stop - first * size]
 
     def start_copy(self, held: object | None) -> tuple[object, Callable[[], memoryview]] | None:
-        """Begin to copy a CUDA tensor into pinned memory; see :class:`coral.verbs.copies.DeviceSource`.
+        """Begin to copy a CUDA tensor into pinned memory; see :class:`coral.tensors.copies.DeviceSource`.
 
         The copies go through one stream of their own. What the program does to the tensor next waits for its copy, on
         the device; the program itself does not.

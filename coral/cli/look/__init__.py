@@ -1,0 +1,1 @@
+"""How things look in a terminal: numbers, tables, commits, runs, differences, progress."""

@@ -1,0 +1,1 @@
+"""The commands inside people's own git repositories, and those that share tensors."""

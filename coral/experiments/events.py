@@ -1,0 +1,187 @@
+"""What each journal event does to a run: the one place where events become an Experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from coral.experiments.columns import History, Mode
+from coral.experiments.experiment import (
+    MODES,
+    Artifact,
+    Experiment,
+    ExperimentStatus,
+    LinkedCommit,
+    ParameterChange,
+    from_ms,
+)
+from coral.experiments.local.journal import Event
+from coral.experiments.scalars import (
+    LAST_MS,
+    MAX_BYTES,
+    MAX_STEP,
+    Json,
+    bounded,
+    checked,
+    merge,
+    shown,
+    stored,
+    untagged,
+)
+from coral.format.names import check_part_name
+from coral.ids import is_content_ref
+
+MAX_RUN_BYTES = 2 * MAX_BYTES
+"""How many bytes of JSON all changes of a run's parameters may have: its file holds them, and what came of them."""
+
+
+class Fold:
+    """A run and its history, brought up to date event by event.
+
+    Attributes:
+        last_ms: the time of the last event, milliseconds since 1970; None before the first.
+        ended: whether an ``end`` event was seen.
+    """
+
+    def __init__(self, experiment: Experiment, history: History) -> None:
+        self.experiment = experiment
+        self.history = history
+        self.last_ms: int | None = None
+        self.ended = False
+        self._left: int | None = None
+
+    def apply_all(self, events: Iterable[Event]) -> None:
+        """Apply events; one that makes no sense (a forged or newer one) is left out whole."""
+        for event in events:
+            try:
+                self.apply(event)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+                continue
+
+    def apply(self, event: Event) -> None:
+        """Apply one event. Raises ValueError, TypeError, KeyError or AttributeError, having changed nothing."""
+        time_ms = event["t"]
+        if not isinstance(time_ms, int) or not 0 <= time_ms <= LAST_MS:
+            raise ValueError("an event's time is not one of the calendar")
+        kind = event["e"]
+        if kind == "m":
+            self._metrics(event, time_ms)
+        elif kind in _HANDLERS:
+            _HANDLERS[str(kind)](self, event, time_ms)
+        self.last_ms = time_ms
+
+    def _metrics(self, event: Event, time_ms: int) -> None:
+        step, metadata = event.get("s"), event.get("d")
+        if step.__class__ is not int or abs(step) > MAX_STEP:
+            step = _step(step)
+        extra = _object(stored(checked(metadata))) if metadata else None
+        values = _object(event["v"]).items()
+        points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
+        for name, value in points:
+            self.history.append(name, value, step, time_ms, extra)
+
+    def _params(self, event: Event, time_ms: int) -> None:
+        change = shown(self._that_fits(_object(stored(checked(event["v"])))))
+        self.experiment.params = merge(self.experiment.params, change)
+        self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
+
+    def _that_fits(self, change: dict[str, Json]) -> dict[str, Json]:
+        """A change as it is remembered: what there are of them must fit into a line that is read."""
+        if self._left is None:
+            self._left = MAX_RUN_BYTES - sum(map(_size, self.experiment.parameter_history))
+        kept = bounded(change, max(0, self._left))
+        self._left -= len(json.dumps(kept))
+        return kept
+
+    def _set(self, event: Event, time_ms: int) -> None:
+        run, fields = self.experiment, _object(event["v"])
+        gone = set(map(str, _list(fields.get("remove_tags", []))))
+        added = map(str, _list(fields.get("add_tags", [])))
+        labels = {**run.labels, **_object(fields.get("labels", {}))}
+        declared = objective(fields.get("objective", {}))
+        run.tags = [tag for tag in dict.fromkeys([*run.tags, *added]) if tag not in gone]
+        run.labels = {key: str(value) for key, value in labels.items() if value is not None}
+        run.objective = {**run.objective, **declared}
+        if "notes" in fields:
+            run.notes = None if fields["notes"] is None else str(fields["notes"])
+
+    def _artifact(self, event: Event, time_ms: int) -> None:
+        self.experiment.artifacts.append(artifact({**_object(event["v"]), "t": time_ms}))
+
+    def _commit(self, event: Event, time_ms: int) -> None:
+        commit = str(event["hash"])
+        metrics = {name: untagged(value) for name, value in _object(event.get("metrics") or {}).items()}
+        step = _step(event.get("step"))
+        for name, value in metrics.items():
+            self._metric_of_commit(name, value, step, time_ms)
+        linked = LinkedCommit(commit, step, metrics, from_ms(time_ms), len(self.history))
+        self.experiment.commits.append(linked)
+        self.experiment.commit_hash = commit
+
+    def _metric_of_commit(self, name: str, value: float, step: int | None, time_ms: int) -> None:
+        # commit(metrics=...) logs them, unless the loop has just done so itself.
+        series = self.history.series.get(name)
+        if series is None or (series.steps[-1], series.values[-1]) != (step, value):
+            self.history.append(name, value, step, time_ms)
+
+    def _dropped(self, event: Event, time_ms: int) -> None:
+        count = event["n"]
+        if not isinstance(count, int):
+            raise ValueError("a count is not a whole number")
+        self.experiment.dropped_points += count
+
+    def _end(self, event: Event, time_ms: int) -> None:
+        status, failure, run = ExperimentStatus(str(event["status"])), event.get("failure"), self.experiment
+        failure = _object(stored(checked(failure))) if failure else None
+        run.status, run.failure, run.ended_at = status, failure, from_ms(time_ms)
+        if event.get("commit"):
+            run.commit_hash = str(event["commit"])
+        self.ended = True
+
+
+_HANDLERS = {
+    "p": Fold._params,
+    "set": Fold._set,
+    "a": Fold._artifact,
+    "c": Fold._commit,
+    "drop": Fold._dropped,
+    "end": Fold._end,
+}
+
+
+def _size(change: ParameterChange) -> int:
+    return len(json.dumps(change.params))
+
+
+def objective(data: Json) -> dict[str, Mode]:
+    """A declared objective. Raises ValueError, KeyError for a direction that is neither ``min`` nor ``max``."""
+    result: dict[str, Mode] = {}
+    for name, mode in _object(data).items():
+        result[name] = MODES[str(mode)]
+    return result
+
+
+def artifact(data: dict[str, Json]) -> Artifact:
+    """An artifact from its fields. Raises ValueError, among others for a name that leads out of a folder; KeyError."""
+    nbytes, time_ms, name = data["nbytes"], data["t"], check_part_name(str(data["name"]))
+    if type(nbytes) is not int or nbytes < 0 or type(time_ms) is not int or not is_content_ref(str(data["ref"])):
+        raise ValueError("an artifact's fields are malformed")
+    return Artifact(name, str(data["kind"]), nbytes, str(data["ref"]), from_ms(time_ms))
+
+
+def _object(data: Json) -> dict[str, Json]:
+    if not isinstance(data, dict):
+        raise ValueError("not an object")
+    return data
+
+
+def _list(data: Json) -> list[Json]:
+    if not isinstance(data, list):
+        raise ValueError("not a list")
+    return data
+
+
+def _step(data: Json) -> int | None:
+    if data is not None and (not isinstance(data, int) or abs(data) > MAX_STEP):
+        raise ValueError("a step is not a whole number of 64 bits")
+    return data

@@ -1,0 +1,56 @@
+"""Whether what is recorded of runs can still be read, all of it but the bytes of their artifacts.
+
+Those are chunks as others are, and are checked with them (:mod:`coral.verbs.care.fsck`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from coral.errors import CoralError, ExperimentNotFoundError
+from coral.experiments.local.backend import LocalBackend
+from coral.experiments.local.index import ID
+from coral.verbs.runs import RUNS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coral.experiments.experiment import Experiment
+    from coral.repository import Repository
+
+
+class DamagedRun(NamedTuple):
+    """A run of which something is lost, and what."""
+
+    experiment_id: str
+    message: str
+
+
+def run_ids(repo: Repository) -> list[str]:
+    """The ids of all runs that have a file, damaged or not."""
+    names = (name.partition(".") for name in repo.storage.names(RUNS))
+    return sorted(stem for stem, _, kind in names if kind == "json" and ID.fullmatch(stem))
+
+
+def damaged_runs(repo: Repository) -> Iterator[DamagedRun]:
+    """The runs whose fields, points or journal cannot be read, or not all of them; those in the trash come last."""
+    backend = LocalBackend(repo.storage)
+    for run in run_ids(repo):
+        yield from _damage(run, backend.load)
+    for run in backend.trashed():
+        yield from _damage(run, backend.load_trashed)
+
+
+def _damage(run: str, load: Callable[[str], Experiment]) -> Iterator[DamagedRun]:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            len(load(run).metrics)
+        except ExperimentNotFoundError:
+            return  # deleted or restored meanwhile
+        except CoralError as error:
+            yield DamagedRun(run, error.message)
+            return
+    yield from (DamagedRun(run, str(one.message)) for one in told)

@@ -1,0 +1,1 @@
+"""Several versions of a model in one: merged, averaged, compared."""

@@ -1,0 +1,1 @@
+"""Tensors shared between repositories: which remotes there are, what goes there and comes back."""
