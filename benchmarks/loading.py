@@ -108,7 +108,7 @@ def prepare(place: Place, files: list[Path]) -> None:
     if missing:
         raise SystemExit(f"{SERIES}: no commit of the depths {missing}")
     shutil.copytree(place.main, place.repacked)
-    Repository(place.repacked).repack()
+    Repository(place.repacked).maintenance.repack()
     if any(depth_of(Repository(place.repacked), tag(depth)) for depth in DEPTHS):
         raise SystemExit("repack left a delta at a tag")
     tiny = Repository(place.tiny, init=True)

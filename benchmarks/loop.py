@@ -295,14 +295,14 @@ def tiny(folder: Path, rounds: int, count: int) -> Figures:
 
     commit()
     write()
-    before = folder_bytes(repo.coral_dir)
+    before = folder_bytes(repo.folder.root)
     for number in range(rounds):
         progress(f"{number + 1} of {rounds}: tiny tensors")
         nudge(tensors.values())
         note("changed", commit)
         note("unchanged", commit)
         note("save_file", write)
-    figures["bytes a pair of commits"] = [(folder_bytes(repo.coral_dir) - before) / rounds]
+    figures["bytes a pair of commits"] = [(folder_bytes(repo.folder.root) - before) / rounds]
     figures["bytes a file"] = [file.stat().st_size]
     return figures
 

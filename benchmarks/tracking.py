@@ -117,7 +117,7 @@ def logging(table: Table, folder: Path, calls: int) -> None:
     with tracker.run("history") as run:
         for step in range(calls):
             run.log("loss", random.random(), step=step)
-    file = tracker.repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    file = tracker.repo.folder.root / "experiments" / f"{run.experiment_id}.json"
     table.bar("bytes a point once folded", file.stat().st_size / calls, "{:.1f}".format, 25)
 
     def load() -> None:
@@ -141,7 +141,7 @@ def queries(table: Table, folder: Path, runs: int, has_bars: bool) -> None:
     indexed = median(lambda: timed(lambda: best(tracker)))
 
     def cold() -> float:
-        repo.storage.remove(CACHE_KEY)
+        repo.folder.remove(CACHE_KEY)
         fresh = ExperimentTracker(repo)
         return timed(lambda: best(fresh))
 
@@ -159,7 +159,7 @@ def _many_runs(repo: Repository, count: int) -> None:
     with tracker.run("sweep", params={"lr": 1e-3, "opt": {"name": "adamw", "wd": 0.1}}, tags=["sweep"]) as run:
         for step in range(50):
             run.log_metrics({"train_loss": 777.5, "val_loss": 888.5, "val_acc": 0.5}, step=step)
-    folder = repo.coral_dir / "experiments"
+    folder = repo.folder.root / "experiments"
     path = folder / f"{run.experiment_id}.json"
     data = path.read_bytes()
     _, fields = head(data, path)

@@ -236,7 +236,7 @@ def main() -> int:
     tracker = ExperimentTracker(repo)
     show_runs(tracker)
     count, torch_bytes = torch_save_bytes(repo, model)
-    packs, history = folder_bytes(repo.coral_dir / "packs"), folder_bytes(repo.coral_dir / ".git")
+    packs, history = folder_bytes(repo.folder.root / "packs"), folder_bytes(repo.folder.root / ".git")
     coral_bytes = packs + history
     print(f"\n{count} checkpoints of model and optimizer:")
     print(f"  torch.save, a file each   {torch_bytes / 1e6:8.1f} MB")

@@ -155,7 +155,7 @@ def test_children_forked_while_threads_work_can_work_too(tmp_path: Path) -> None
         for thread in threads:
             thread.join()
     run.end()
-    assert not repo.fsck(read_data=True).damage
+    assert not repo.maintenance.fsck(read_data=True).damage
 
 
 def test_a_child_forked_while_git_is_asked_who_commits_asks_itself(

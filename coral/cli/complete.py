@@ -38,7 +38,7 @@ def _parts(repo: Repository) -> list[str]:
 
 
 def _runs(repo: Repository) -> list[str]:
-    return sorted(path.stem for path in (repo.coral_dir / "experiments").glob("*.json"))
+    return sorted(path.stem for path in (repo.folder.root / "experiments").glob("*.json"))
 
 
 complete_ref = _completer(_refs)

@@ -12,14 +12,12 @@ if TYPE_CHECKING:
 
 
 def remote_for(repo: Repository, name: str | None = None, *, like: str | None = None) -> str:
-    """The name of the remote that is meant, see :func:`coral.verbs.sharing.remotes.choose_remote`."""
-    from coral.verbs.sharing.remotes import choose_remote, offered_remotes
-
+    """The name of the remote that is meant, see :meth:`coral.repository.remotes.Remotes.choose`."""
     try:
-        return choose_remote(repo.config, name, like=like).name
+        return repo.remotes.choose(name, like=like).name
     except NotFoundError as error:
         with contextlib.suppress(FormatError):
-            if any(name in (None, offered.name) for offered in offered_remotes(repo.path, repo.storage)):
+            if any(name in (None, offered.name) for offered in repo.remotes.offered()):
                 hint = "'coral remote adopt' takes those that .coralconfig offers; 'coral remote -v' shows them"
                 raise NotFoundError(error.message, hint=hint) from None
         raise

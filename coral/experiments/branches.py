@@ -29,7 +29,7 @@ def one_at_a_time(repo: Repository) -> Iterator[None]:
     not to start."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(CoralError):
-            stack.enter_context(file_lock(repo.storage.path("locks/starting"), timeout=_LOCK_SECONDS))
+            stack.enter_context(file_lock(repo.folder.path("locks/starting"), timeout=_LOCK_SECONDS))
         yield
 
 

@@ -69,9 +69,7 @@ class ExperimentTracker(Live):
 
     def __init__(self, repo: Repository, *, backend: TrackingBackend | None = None) -> None:
         self.repo = repo
-        self._backend = (
-            LocalBackend(repo.storage, _LazyStore(repo.path, repo)) if backend is None else _checked(backend)
-        )
+        self._backend = LocalBackend(repo.folder, _LazyStore(repo.path, repo)) if backend is None else _checked(backend)
         self._run: Run | None = None
         self._starting = forks.lock()
 

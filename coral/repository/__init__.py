@@ -1,5 +1,5 @@
-"""The door to a folder's history of weights."""
+"""The door to a folder's history of weights, and the nouns behind it."""
 
-from coral.repository.door import CommitDetails, Repository, Status
+from coral.repository.door import Repository
 
-__all__ = ["CommitDetails", "Repository", "Status"]
+__all__ = ["Repository"]

@@ -174,6 +174,12 @@ def weights_part(name: str, weights: Mapping[str, object], metadata: Mapping[str
     return Part(name, sources_of(weights), file_metadata({**own, **metadata}))
 
 
+def state_part(name: str, state: object) -> Part:
+    """A training state as a part. Raises UnsupportedValueError, naming the value by its path in the state."""
+    text, tensors = encode_state(state)
+    return Part(name, sources_of(tensors), ((STATE_KEY, text),))
+
+
 def parts_of(
     model: object,
     optimizer: Stateful | None,
@@ -193,8 +199,7 @@ def parts_of(
         weights, state[_MODEL] = framework.take_apart(model)
         state[_RNG] = framework.capture_rng()
     state[_REST] = dict(rest)
-    text, tensors = encode_state(state)
-    return [weights_part(MODEL_PART, weights, metadata), Part(STATE_PART, sources_of(tensors), ((STATE_KEY, text),))]
+    return [weights_part(MODEL_PART, weights, metadata), state_part(STATE_PART, state)]
 
 
 def bring_back(

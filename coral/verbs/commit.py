@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from coral.errors import (
     ConflictError,
@@ -46,9 +46,25 @@ class Draft:
     message: str
     author: str
     trailers: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
     allow_empty: bool = False
     time: datetime | None = None
     sign: Callable[[bytes], str] | None = None
+
+    def but(self, *, allow_empty: bool, sign: Callable[[bytes], str] | None = None) -> Draft:
+        """This draft, of a commit that may change nothing, or is signed."""
+        return replace(self, allow_empty=allow_empty, sign=sign)
+
+
+class CommitOptions(TypedDict, total=False):
+    """What :meth:`Repository.commit` takes by keyword."""
+
+    tags: Sequence[str]
+    metadata: Mapping[str, object] | None
+    allow_empty: bool
+    step: int | None
+    metrics: Mapping[str, float] | None
+    sign: bool | str
 
 
 def land(

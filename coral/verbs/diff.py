@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from coral.format.chunking import spans
 from coral.format.manifest import Manifest, TensorRecord
 from coral.ids import ChunkId
+
+if TYPE_CHECKING:
+    from coral.history import Commit, History
+    from coral.verbs.parts import PartReader
 
 ChunkIds = Callable[[TensorRecord], list[ChunkId]]
 
@@ -72,6 +77,29 @@ class Diff:
 
     def __bool__(self) -> bool:
         return bool(self.tensors or self.structure)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitDetails:
+    """A commit, the parts it holds, and what it changed against its first parent."""
+
+    commit: Commit
+    parts: Mapping[str, Manifest]
+    diff: Diff
+
+
+def details(history: History, reader: PartReader, commit_hash: str, chunk_ids: ChunkIds) -> CommitDetails:
+    """Look at one commit."""
+    commit = history.commit(commit_hash)
+    parent = commit.parents[0] if commit.parents else None
+    return CommitDetails(
+        commit, reader.at(commit.commit_hash), diff_commits(reader, parent, commit.commit_hash, chunk_ids)
+    )
+
+
+def diff_commits(reader: PartReader, old: str | None, new: str, chunk_ids: ChunkIds) -> Diff:
+    """Compare two commits; an old one of None is one that holds nothing."""
+    return diff_parts((old, reader.at(old) if old else {}), (new, reader.at(new)), chunk_ids)
 
 
 def diff_parts(

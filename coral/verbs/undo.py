@@ -14,12 +14,33 @@ if TYPE_CHECKING:
     from coral.format.manifest import Manifest
     from coral.history import History, Operation
     from coral.objects import ChunkStore
+    from coral.verbs.heads import Heads
     from coral.verbs.parts import PartReader
 
 _SYMBOLIC = "ref: "
 
 
-def last_operations(history: History, count: int) -> list[Operation]:
+def undo(heads: Heads, store: ChunkStore, count: int) -> list[Operation]:
+    """Take the last operations back; returns them. That is an operation too; the files follow where they did.
+
+    Raises:
+        UsageError, NotFoundError, ConflictError, OverwriteError: they cannot be; nothing was changed.
+    """
+    history = heads.history
+    operations = _last_operations(history, count)
+    changes = _changes_of(operations)
+    _take_back_collections(store, operations)
+    with store.held():
+        _bring_back(history, heads.reader, store, changes)
+        if any(one.files for one in operations):
+            heads.follow(_head_after(history, changes))
+        history.put_back(changes, undoes=operations)
+    if "HEAD" in changes:
+        heads.line.pin()
+    return operations
+
+
+def _last_operations(history: History, count: int) -> list[Operation]:
     """The last operations that can be taken back, the newest first.
 
     Raises:
@@ -34,7 +55,7 @@ def last_operations(history: History, count: int) -> list[Operation]:
     return found[:count]
 
 
-def changes_of(operations: Iterable[Operation]) -> dict[str, Change]:
+def _changes_of(operations: Iterable[Operation]) -> dict[str, Change]:
     """What takes operations back, given the newest first.
 
     Raises:
@@ -54,7 +75,7 @@ def changes_of(operations: Iterable[Operation]) -> dict[str, Change]:
     return {ref: change for ref, change in changes.items() if change.expected != change.target}
 
 
-def head_after(history: History, changes: Mapping[str, Change]) -> str | None:
+def _head_after(history: History, changes: Mapping[str, Change]) -> str | None:
     """The commit that HEAD will be at."""
     head = changes.get("HEAD")
     at = history.head()
@@ -69,7 +90,7 @@ def head_after(history: History, changes: Mapping[str, Change]) -> str | None:
     return changes[ref].target if ref in changes else history.branch_tip(ref.removeprefix("refs/heads/"))
 
 
-def take_back_collections(store: ChunkStore, operations: Sequence[Operation]) -> None:
+def _take_back_collections(store: ChunkStore, operations: Sequence[Operation]) -> None:
     """Put what was collected back into the store. Raises NotFoundError when it is gone."""
     batches = [one.trash for one in operations if one.trash is not None]
     if batches:
@@ -78,7 +99,7 @@ def take_back_collections(store: ChunkStore, operations: Sequence[Operation]) ->
                 store.trash.take_back_batch(batch, store.packs)
 
 
-def bring_back(history: History, reader: PartReader, store: ChunkStore, changes: Mapping[str, Change]) -> None:
+def _bring_back(history: History, reader: PartReader, store: ChunkStore, changes: Mapping[str, Change]) -> None:
     """See that what refs are put back to is there, and take it out of the trash where it is not.
 
     Raises:

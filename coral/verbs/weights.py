@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.containers import TensorView
-from coral.errors import TensorNotFoundError, UsageError
+from coral.errors import PartNotFoundError, TensorNotFoundError, UsageError
 from coral.format.manifest import Manifest, TensorRecord
+from coral.tensors.frameworks import framework as named_framework
 from coral.verbs.ingest import views_of
+from coral.verbs.parts import is_weights
 
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
     from coral.tensors.frameworks import Framework
+    from coral.verbs.parts import PartReader
 
 
 class _Entry(NamedTuple):
@@ -110,6 +113,28 @@ def _gather(store: ChunkStore, parts: Mapping[str, Manifest]) -> dict[str, _Entr
             entries[name] = _Entry(view, manifest[view.record_name])
             owner[name] = part
     return entries
+
+
+def weights_of_commit(
+    reader: PartReader, store: Callable[[], ChunkStore], commit: str, *, name: str | None, framework: str
+) -> Weights:
+    """A commit's weights: of one part, or of all that hold weights. Raises PartNotFoundError, UsageError."""
+    if name is not None:
+        parts = {name: reader.one(commit, name)}
+    else:
+        parts = {part: manifest for part, manifest in reader.at(commit).items() if is_weights(manifest)}
+    if not parts:
+        raise PartNotFoundError(f"the commit {commit[:10]} holds no weights", hint="'coral ls' lists its parts")
+    return Weights(store(), named_framework(framework), parts, commit=commit)
+
+
+def one_weight(
+    reader: PartReader, store: Callable[[], ChunkStore], commit: str, name: str, *, framework: str
+) -> object:
+    """One tensor of a commit, whichever part holds it. Raises TensorNotFoundError, UsageError."""
+    parts = {part: manifest for part, manifest in reader.at(commit).items() if is_weights(manifest)}
+    holders = holders_of(store(), parts, name, commit=commit)
+    return Weights(store(), named_framework(framework), holders, commit=commit)[name]
 
 
 def holders_of(store: ChunkStore, parts: Mapping[str, Manifest], name: str, *, commit: str) -> dict[str, Manifest]:

@@ -49,7 +49,7 @@ def repo(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
 def name_remote(repo: Repository, name: str = "origin") -> Path:
     """Name a coral remote; returns its folder."""
     root = repo.path.parent / f"tensors-{name}"
-    add_remote(repo.path, repo.storage, Remote(name, str(root)))
+    add_remote(repo.path, repo.folder, Remote(name, str(root)))
     return root
 
 
@@ -205,7 +205,7 @@ def test_what_is_lost_keeps_git_from_pushing(repo: Repository) -> None:
     kept = commit(repo, 1)
     push(repo, "origin", "main")
     lost = commit(repo, 2)
-    for path in (repo.coral_dir / "packs").iterdir():
+    for path in (repo.folder.root / "packs").iterdir():
         path.unlink()
     assert "layer.weight" in push(repo, "origin", "main", code=1)
     assert arrived(repo, kept) and not arrived(repo, lost)
@@ -214,11 +214,11 @@ def test_what_is_lost_keeps_git_from_pushing(repo: Repository) -> None:
 
 def test_without_a_repository_of_corals(repo: Repository) -> None:
     """Where there is no .coral, code is pushed as ever; manifests have no tensors that could be sent."""
-    repo.coral_dir.rename(repo.path.parent / "moved")
+    repo.folder.root.rename(repo.path.parent / "moved")
     assert push(repo, "origin", "main") == ""
-    (repo.path.parent / "moved").rename(repo.coral_dir)
+    (repo.path.parent / "moved").rename(repo.folder.root)
     commit(repo, 1)
-    repo.coral_dir.rename(repo.path.parent / "moved")
+    repo.folder.root.rename(repo.path.parent / "moved")
     said = push(repo, "origin", "main", code=1)
     assert "is not a coral repository" in said or "no coral repository" in said
 
@@ -298,5 +298,5 @@ def test_push_by_hand(repo: Repository) -> None:
     assert arrived(repo, *mine)
     assert coral_push("backup").startswith("sent 4 chunks, ")
     assert "there is no remote 'nobody'" in coral_push("nobody", code=3)
-    assert Repository(repo.path).push() == Transferred(0, 0)
+    assert Repository(repo.path).remotes.push() == Transferred(0, 0)
     assert [found for _, found in manifests_of_head(repo.path)] == mine[::-1]

@@ -20,7 +20,7 @@ from coral.objects import ChunkStore
 from coral.repository import Repository
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
-COLLECT = "print(repo.gc(prune_now=True).packs)"
+COLLECT = "print(repo.maintenance.gc(prune_now=True).packs)"
 
 
 class Between:
@@ -130,7 +130,7 @@ def test_nothing_is_held_for_a_run_that_was_let_go_of(
                 run.close()
         else:
             run.end()
-    assert repo.gc(prune_now=True).packs == (1 if owner == "shell" else 0)
+    assert repo.maintenance.gc(prune_now=True).packs == (1 if owner == "shell" else 0)
 
 
 def test_what_waits_for_a_run_that_another_process_ended_is_told_of(
@@ -152,7 +152,7 @@ def test_what_waits_for_a_run_that_another_process_ended_is_told_of(
 @contextlib.contextmanager
 def _refusing(repo: Repository, run: str) -> Iterator[None]:
     """A journal that takes nothing more: its descriptor is one that only reads."""
-    journal = repo.coral_dir / "experiments" / f"{run}.jsonl"
+    journal = repo.folder.root / "experiments" / f"{run}.jsonl"
     (number,) = [
         int(one.name)
         for one in Path("/proc/self/fd").iterdir()

@@ -33,7 +33,7 @@ def ended(repo: Repository, tracker: ExperimentTracker) -> Path:
         for step in range(5):
             run.log("loss", 1.5 / (step + 1), step=step, metadata={"split": "test"} if step == 2 else None)
         run.log_text("text", "note.txt")
-    return repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    return repo.folder.root / "experiments" / f"{run.experiment_id}.json"
 
 
 def everything(repo: Repository, path: Path) -> list[object]:
@@ -95,7 +95,7 @@ def test_a_flipped_byte_of_a_journal_is_told(repo: Repository, tracker: Experime
     run = tracker.start("a run")
     for step in range(5):
         run.log("loss", 1.0 - step, step=step)
-    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl"
+    path = repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl"
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"loss":-1.0', b'"loss":-7.0'))
     with pytest.warns(RuntimeWarning, match="1 lines of the journal"):
@@ -113,9 +113,9 @@ def test_a_journal_that_is_no_file(repo: Repository, tracker: ExperimentTracker,
 
     with tracker.start("good") as run:
         run.log("loss", 1.0)
-    (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_text()
+    (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_text()
     live = tracker.start("live", owner="shell")
-    path = repo.coral_dir / "experiments" / f"{live.experiment_id}.jsonl"
+    path = repo.folder.root / "experiments" / f"{live.experiment_id}.jsonl"
     live.close()
     path.unlink()
     (tmp_path / "secret").write_bytes(encode({"e": "m", "t": 1, "v": {"loss": -5.0}}))
@@ -189,7 +189,7 @@ def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker,
     with other.start("deleted") as run:
         run.log("loss", 0.125, step=1)
     other.delete(run.experiment_id)
-    deleted = repo.coral_dir / "trash/experiments" / ended.with_stem(run.experiment_id).name
+    deleted = repo.folder.root / "trash/experiments" / ended.with_stem(run.experiment_id).name
     deleted.write_bytes(deleted.read_bytes().replace(b"0.125", b"0.126", 1))
     data = ended.read_bytes()
     ended.write_bytes(data.replace(b"0.375", b"0.376", 1))

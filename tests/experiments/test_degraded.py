@@ -209,7 +209,7 @@ def test_a_journal_that_lost_its_name_costs_nothing(repo: Repository, tracker: E
     """Commits land and are linked, points can be read, and the run ends whole: its process still has the file."""
     run = tracker.start("a", tags=["x"])
     run.log("loss", 0.5, step=1)
-    (repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl").unlink()
+    (repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl").unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = commit(repo, 1.0, step=1)
@@ -222,7 +222,7 @@ def test_a_journal_that_lost_its_name_costs_nothing(repo: Repository, tracker: E
     assert str(found.status) == "completed" and found.tags == ["x", "y"]
     assert [point.value for point in found.metrics] == [0.5, 0.25]
     assert [(one.commit_hash, one.after) for one in found.commits] == [(made, 1)]
-    assert os.listdir(repo.coral_dir / "experiments") == [f"{run.experiment_id}.json"]
+    assert os.listdir(repo.folder.root / "experiments") == [f"{run.experiment_id}.json"]
 
 
 def test_a_run_taken_for_dead_ends_as_its_own_process_says(repo: Repository, tracker: ExperimentTracker) -> None:
@@ -230,11 +230,11 @@ def test_a_run_taken_for_dead_ends_as_its_own_process_says(repo: Repository, tra
     run = tracker.start("a")
     run.log("loss", 0.5, step=1)
     made = commit(repo, 1.0, step=1)
-    backend = LocalBackend(repo.storage)
+    backend = LocalBackend(repo.folder)
     live = backend._read_live(run.experiment_id)
     backend._lose(live)
-    repo.storage.sub("experiments").write(f"{run.experiment_id}.json", encode(live.record, live.history))
-    (repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl").unlink()
+    repo.folder.sub("experiments").write(f"{run.experiment_id}.json", encode(live.record, live.history))
+    (repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl").unlink()
     assert str(ExperimentTracker(Repository(repo.path)).get(run.experiment_id).status) == "failed"
     run.log("loss", 0.25, step=2)
     run.end()
@@ -269,11 +269,11 @@ def test_an_ended_run_is_not_brought_back_by_attaching(repo: Repository, tracker
             ExperimentTracker(Repository(repo.path)).attach(experiment_id).end()
             return found
 
-    slow = ExperimentTracker(repo, backend=Slow(repo.storage))
+    slow = ExperimentTracker(repo, backend=Slow(repo.folder))
     with pytest.raises(ConflictError, match="has ended"):
         slow.attach(started.experiment_id)
     assert slow.active is None
-    assert os.listdir(repo.coral_dir / "experiments") == [f"{started.experiment_id}.json"]
+    assert os.listdir(repo.folder.root / "experiments") == [f"{started.experiment_id}.json"]
 
 
 NO_LOCKS = """
@@ -336,13 +336,13 @@ def test_a_repository_opened_by_two_paths_keeps_its_locks(
     run = tracker.start("a")
     twin = tmp_path / "twin"
     twin.mkdir()
-    (twin / ".coral").symlink_to(repo.coral_dir)
-    (repo.coral_dir / "linked-from").write_text(f"{twin}\n")
+    (twin / ".coral").symlink_to(repo.folder.root)
+    (repo.folder.root / "linked-from").write_text(f"{twin}\n")
     (seen,) = ExperimentTracker(Repository(twin)).list()
     assert str(seen.status) == "running"
     process = spawn(
         "from pathlib import Path; from coral.storage.locks import is_held; print(is_held(Path(sys.argv[2])))",
-        str(repo.coral_dir / "locks" / "runs" / run.experiment_id),
+        str(repo.folder.root / "locks" / "runs" / run.experiment_id),
     )
     assert process.communicate(timeout=30)[0] == "True\n"
 
@@ -381,7 +381,7 @@ def test_an_fsync_that_failed_costs_no_line(
     monkeypatch.setattr(sink_module, "SYNC_SECONDS", 0.0)
     monkeypatch.setattr(sink_module, "RETRY_SECONDS", 0.0)
     run = tracker.start("x", owner=owner)
-    journal = repo.coral_dir / "experiments" / f"{run.experiment_id}.jsonl"
+    journal = repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl"
     first = journal.stat().st_ino
     run.log("a", 1.0, 1)
     recording = Recording()

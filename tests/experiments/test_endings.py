@@ -71,8 +71,8 @@ def test_a_lost_run_ended_when_it_was_last_heard_of(spawn: Spawn, tracker: Exper
     assert run.failure is not None and run.failure["kind"] == "lost" and str(run.status) == "failed"
     assert [point.value for point in run.get_metric_history("loss")] == [i / 7 for i in range(5000)]
     assert run.ended_at == run.metrics[-1].timestamp
-    assert os.listdir(repo.coral_dir / "experiments") == [f"{run.experiment_id}.json"]
-    assert os.listdir(repo.coral_dir / "locks" / "runs") == []
+    assert os.listdir(repo.folder.root / "experiments") == [f"{run.experiment_id}.json"]
+    assert os.listdir(repo.folder.root / "locks" / "runs") == []
 
 
 def test_handlers_of_others_are_called_and_may_go_on(spawn: Spawn, tracker: ExperimentTracker) -> None:
@@ -228,13 +228,13 @@ def test_the_first_ending_stands(repo: Repository, tracker: ExperimentTracker, f
     """Whichever follow, by the run or its tracker: none is an error, none changes what is known or recorded."""
     run = tracker.start("a")
     {"completed": run.end, "failed": lambda: run.fail("x"), "cancelled": run.cancel}[first]()
-    before = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes()
+    before = (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_bytes()
     later = [run.end, lambda: run.end("0" * 40), lambda: run.end(status="failed"), run.fail, lambda: run.cancel("y")]
     later += [lambda: run.end(None, "bogus"), lambda: run.end(status="running")]
     of_tracker: list[Callable[[], Experiment | None]] = [tracker.end, tracker.fail, tracker.cancel]
     for end in [*later, *of_tracker]:
         assert end() is run and run.status == first
-    assert (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
+    assert (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
     assert tracker.get("a").status == first
 
 

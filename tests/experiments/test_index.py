@@ -29,7 +29,7 @@ def finished(tracker: ExperimentTracker, name: str, value: float) -> Experiment:
 
 def age(repo: Repository, seconds: float = 60) -> None:
     """Let the files look older than the clock of any file system is coarse."""
-    folder = repo.coral_dir / "experiments"
+    folder = repo.folder.root / "experiments"
     for path in [*folder.iterdir(), folder]:
         before = path.stat().st_mtime_ns - int(seconds * 1e9)
         os.utime(path, ns=(before, before))
@@ -45,7 +45,7 @@ def test_the_cache_may_be_deleted_at_any_time(repo: Repository, tracker: Experim
     finished(tracker, "a", 2.0)
     finished(tracker, "b", 1.0)
     assert best(repo) == ["b", "a"] == best(repo)
-    cache = repo.coral_dir / CACHE_KEY
+    cache = repo.folder.root / CACHE_KEY
     assert cache.exists()
     cache.unlink()
     assert [one["name"] for one in tracker.find_best("loss", "min")] == ["b", "a"] == best(repo)
@@ -58,7 +58,7 @@ def test_a_damaged_cache_is_not_believed(repo: Repository, tracker: ExperimentTr
     """Cut at many places, or with a bit flipped, it is rebuilt."""
     finished(tracker, "a", 2.0)
     assert best(repo) == ["a"]
-    cache = repo.coral_dir / CACHE_KEY
+    cache = repo.folder.root / CACHE_KEY
     sound = cache.read_bytes()
     for cut in [*range(0, len(sound), 97), len(sound) - 1]:
         cache.write_bytes(sound[:cut])
@@ -78,7 +78,7 @@ def test_a_file_that_is_replaced_added_or_removed_is_noticed(repo: Repository, t
     a, b = finished(tracker, "a", 2.0), finished(tracker, "b", 1.0)
     age(repo)
     assert best(repo) == ["b", "a"] == best(repo)
-    path = repo.coral_dir / "experiments" / f"{b.experiment_id}.json"
+    path = repo.folder.root / "experiments" / f"{b.experiment_id}.json"
     text = path.read_text()
     other = path.with_suffix(".new")
     other.write_text(unsealed(text).replace("1.0", "9.0"))
@@ -96,7 +96,7 @@ def test_a_change_within_the_clocks_tick_is_noticed(repo: Repository, tracker: E
     """A file rewritten in place, at once, with the same size and time, is read again while it is that young."""
     run = finished(tracker, "a", 2.0)
     assert best(repo) == ["a"]
-    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    path = repo.folder.root / "experiments" / f"{run.experiment_id}.json"
     status = path.stat()
     text = path.read_text()
     path.write_text(unsealed(text).replace('"name":"a"', '"name":"z"'))
@@ -108,9 +108,9 @@ def test_an_unchanged_folder_is_not_read_again(repo: Repository, tracker: Experi
     """Once everything is older than a tick, a query looks at the folder only."""
     finished(tracker, "a", 2.0)
     age(repo)
-    index = Index(repo.storage)
+    index = Index(repo.folder)
     index.refresh()
-    hidden = repo.coral_dir / "experiments"
+    hidden = repo.folder.root / "experiments"
     status = hidden.stat()
     index._scan = None  # type: ignore[assignment, method-assign]
     index.refresh()
@@ -121,8 +121,8 @@ def test_an_unchanged_folder_is_not_read_again(repo: Repository, tracker: Experi
 def test_replaced_rows_do_not_pile_up(repo: Repository, tracker: ExperimentTracker) -> None:
     """A thousand rewrites of one run leave a small table and right answers."""
     run = finished(tracker, "a", 2.0)
-    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
-    index = Index(repo.storage)
+    path = repo.folder.root / "experiments" / f"{run.experiment_id}.json"
+    index = Index(repo.folder)
     for number in range(300):
         text = path.read_text()
         path.unlink()
@@ -139,8 +139,8 @@ def test_many_young_runs_are_all_there_at_every_query(repo: Repository, tracker:
     finished(tracker, "a", 2.0)
     for number in range(100):
         text = SUMMARY.replace(b"aaaaaaaaaaaa", b"%012x" % number)
-        (repo.coral_dir / "experiments" / f"{number:012x}.json").write_bytes(text)
-    index = Index(repo.storage)
+        (repo.folder.root / "experiments" / f"{number:012x}.json").write_bytes(text)
+    index = Index(repo.folder)
     for _ in range(6):
         index.refresh()
         assert len(index.select(Query())) == 101
@@ -174,7 +174,7 @@ def test_hostile_files_are_left_out_with_a_warning(
 ) -> None:
     """One bad file never hides the others, and is named once."""
     finished(tracker, "a", 2.0)
-    (repo.coral_dir / "experiments" / "aaaaaaaaaaaa.json").write_bytes(content)
+    (repo.folder.root / "experiments" / "aaaaaaaaaaaa.json").write_bytes(content)
     fresh = ExperimentTracker(repo)
     with pytest.warns(RuntimeWarning, match="aaaaaaaaaaaa.json"):
         assert [one["name"] for one in fresh.find_best("loss", "min")] == ["a"]
@@ -189,14 +189,14 @@ def test_hostile_files_are_left_out_with_a_warning(
 def test_hostile_files_among_many_are_the_only_ones_left_out(repo: Repository, tracker: ExperimentTracker) -> None:
     """Files are read many at a time: a bad one costs none of its neighbours, and a long one is read whole."""
     finished(tracker, "a", 2.0)
-    folder, bad = repo.coral_dir / "experiments", set(range(0, 300, 41))
+    folder, bad = repo.folder.root / "experiments", set(range(0, 300, 41))
     for number in range(300):
         name = b"x" * 9000 if number == 7 else b"n%d" % number
         loss = b'"metrics":{"loss":[1,%d.5,null,%d.5,null,%d.5,3]}' % (number, number, number)
         text = SUMMARY.replace(b"aaaaaaaaaaaa", b"%012x" % number).replace(b'"metrics":{}', loss)
         text = text.replace(b'"name":"x"', b'"name":"%b"' % name)
         (folder / f"{number:012x}.json").write_bytes(text.replace(b"3]", b"3.5]") if number in bad else text)
-    index = Index(repo.storage)
+    index = Index(repo.folder)
     with pytest.warns(RuntimeWarning) as warned:
         index.refresh()
     assert len([one for one in warned if "left out" in str(one.message)]) == len(bad)
@@ -229,7 +229,7 @@ def test_two_lines_do_not_pass_for_values_together(first: bytes, second: bytes) 
 def test_an_experiment_file_cut_at_any_byte(repo: Repository, tracker: ExperimentTracker) -> None:
     """Never a wrong value: the whole run, or a clear error."""
     run = finished(tracker, "a", 2.0)
-    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    path = repo.folder.root / "experiments" / f"{run.experiment_id}.json"
     sound = path.read_bytes()
     for cut in range(0, len(sound), 7):
         path.write_bytes(sound[:cut])
@@ -246,7 +246,7 @@ def test_links_pipes_and_other_names_are_not_followed(
     repo: Repository, tracker: ExperimentTracker, tmp_path: Path
 ) -> None:
     """Only regular files named by an id are runs; a pipe is not waited for."""
-    folder = repo.coral_dir / "experiments"
+    folder = repo.folder.root / "experiments"
     finished(tracker, "a", 1.0)
     (folder / "bbbbbbbbbbbb.json").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(folder / "cccccccccccc.json")
@@ -260,7 +260,7 @@ def test_two_peoples_runs_merge_and_a_reformatted_file_is_read(repo: Repository,
     import json
 
     run = finished(tracker, "a", 2.0)
-    path = repo.coral_dir / "experiments" / f"{run.experiment_id}.json"
+    path = repo.folder.root / "experiments" / f"{run.experiment_id}.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2))
     loaded = ExperimentTracker(repo).get(run.experiment_id)
     assert [point.value for point in loaded.metrics] == [2.0] and best(repo) == ["a"]

@@ -127,7 +127,7 @@ def test_nothing_of_it_is_on_the_disk(repo: Repository, tracker: ExperimentTrack
         run.log("loss", 1.0, metadata={"secret": "plain-secret"})
         run.fail(f"401 for https://user:plain-secret@host and {token}")
     assert len([one for one in warned if issubclass(one.category, UserWarning)]) == 1
-    for path in repo.coral_dir.rglob("*"):
+    for path in repo.folder.root.rglob("*"):
         data = path.read_bytes() if path.is_file() else b""
         assert b"plain-secret" not in data and token.encode() not in data, path
     found = ExperimentTracker(repo).get(run.experiment_id)

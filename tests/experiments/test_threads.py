@@ -46,7 +46,7 @@ def test_eight_threads_log_to_one_run(tracker: ExperimentTracker) -> None:
 
 def test_a_commit_waits_for_no_query(repo: Repository) -> None:
     """A commit holds the repository's lock while its runs are told, so being told takes no lock of the queries."""
-    backend = LocalBackend(repo.storage)
+    backend = LocalBackend(repo.folder)
     run = ExperimentTracker(repo, backend=backend).start("a")
     repo.stage_weights({"w": np.zeros(4)})
     committing = threading.Thread(target=lambda: repo.commit("c"), daemon=True)

@@ -317,7 +317,7 @@ def test_a_running_run_cannot_be_resumed_or_deleted(repo: Repository, tracker: E
 def test_delete_moves_to_a_trash_that_restores(repo: Repository, tracker: ExperimentTracker) -> None:
     """A deleted run is nowhere, and comes back whole."""
     run = finished(tracker, "a", [1.0, 2.0])
-    before = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes()
+    before = (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_bytes()
     tracker.delete(run.experiment_id)
     assert tracker.list() == [] and tracker.find_best("loss", "min") == []
     with pytest.raises(ExperimentNotFoundError):
@@ -325,7 +325,7 @@ def test_delete_moves_to_a_trash_that_restores(repo: Repository, tracker: Experi
     assert [one.name for one in tracker.trash()] == ["a"]
     restored = tracker.restore(run.experiment_id)
     assert len(restored.metrics) == 2 and len(tracker.list()) == 1 and tracker.trash() == []
-    assert (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
+    assert (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_bytes() == before
     with pytest.raises(ExperimentNotFoundError):
         tracker.restore(run.experiment_id)
 
@@ -503,7 +503,7 @@ def test_what_is_no_backend_is_refused_at_once(repo: Repository, backend: object
 
 def test_a_backend_is_used(repo: Repository) -> None:
     """The one that is given, and none beside it."""
-    backend = LocalBackend(Repository(repo.path.parent / "elsewhere", init=True).storage)
+    backend = LocalBackend(Repository(repo.path.parent / "elsewhere", init=True).folder)
     ExperimentTracker(repo, backend=backend).start("a").end()
     assert ExperimentTracker(repo).list() == [] and len(ExperimentTracker(repo, backend=backend).list()) == 1
 
@@ -603,7 +603,7 @@ def test_all_changes_of_a_run_together_have_an_end() -> None:
 def test_a_run_that_cannot_be_read_is_not_the_best(repo: Repository, tracker: ExperimentTracker) -> None:
     """The next one is; a warning names it."""
     bad, good = finished(tracker, "bad", [1.0], params={"lr": 0.25}), finished(tracker, "good", [2.0])
-    path = repo.coral_dir / "experiments" / f"{bad.experiment_id}.json"
+    path = repo.folder.root / "experiments" / f"{bad.experiment_id}.json"
     path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26"))
     with pytest.warns(match=f"{bad.experiment_id} is left out"):
         (best,) = tracker.find_best("loss", "min", limit=1)

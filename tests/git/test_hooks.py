@@ -388,7 +388,7 @@ def test_linked_worktrees_share_the_hook(
     linked = tmp_path / "linked"
     git(code, "worktree", "add", "-q", str(linked))
     done = set_up(linked, coral)
-    assert done.hook == code / ".git/hooks/pre-push" and done.coral_dir == code / ".coral"
+    assert done.hook == code / ".git/hooks/pre-push" and done.folder == code / ".coral"
     assert push("HEAD:refs/heads/main", folder=linked).returncode == 0 and log.exists()
     assert not set_up(code, coral).changed
     assert take_out(code).change == "removed"
@@ -414,7 +414,7 @@ def test_other_kinds_of_repositories(git: Git, code: Path, coral: Path, log: Pat
     git(inner, "commit", "-q", "--allow-empty", "-m", "inner")
     done = set_up(inner, coral)
     apart = {"submodule": code / ".git" / "modules" / "inner", "separate": tmp_path / "away.git"}
-    assert done.coral_dir == apart.get(kind, inner) / ".coral" and not (code / ".coral").exists()
+    assert done.folder == apart.get(kind, inner) / ".coral" and not (code / ".coral").exists()
     git(inner, "push", "-q", "origin", "HEAD:refs/heads/new")
     assert log.read_text().count("git-pre-push") == 1
     assert git(inner, "status", "--porcelain") == ""

@@ -104,15 +104,15 @@ def test_a_repository_that_is_not_there_stops_what_needs_it(dotfiles: Dotfiles) 
     repo = Repository(dotfiles.folder)
     dotfiles.coral("remote", "add", "origin", "../remote")
     moved = dotfiles.git_dir.rename(dotfiles.git_dir.with_name("moved.git"))
-    packs = sorted((repo.coral_dir / "packs").iterdir())
+    packs = sorted((repo.folder.root / "packs").iterdir())
     for words in (["gc"], ["gc", "--prune-now"], ["gc", "--dry-run"], ["fsck", "--git"], ["push"]):
         with pytest.raises(AssertionError, match=f"is not where it was: {dotfiles.git_dir}"):
             dotfiles.coral(*words)
-    assert sorted((repo.coral_dir / "packs").iterdir()) == packs
+    assert sorted((repo.folder.root / "packs").iterdir()) == packs
     dotfiles.environment["GIT_DIR"] = str(moved)
     said = dotfiles.coral_there("install", "--force")
     assert "that this repository relies on it" in said
-    assert notes(repo.coral_dir) == [str(moved)] and len(list((moved / "coral").iterdir())) == 1
+    assert notes(repo.folder.root) == [str(moved)] and len(list((moved / "coral").iterdir())) == 1
     assert dotfiles.coral("gc", "--prune-now") == "nothing to collect\n"
     assert comes_back(dotfiles)
 
@@ -121,9 +121,9 @@ def test_one_that_is_gone_for_good_is_forgotten(dotfiles: Dotfiles) -> None:
     """Uninstalling says that git does not rely on the tensors any more, also where git's folder is gone."""
     shutil.rmtree(dotfiles.git_dir)
     with pytest.raises(GitCommandError, match="relies on"):
-        Repository(dotfiles.folder).gc(prune_now=True)
+        Repository(dotfiles.folder).maintenance.gc(prune_now=True)
     assert dotfiles.coral("uninstall") == f"forgot the git repository {dotfiles.git_dir}, which is not there\n"
-    assert Repository(dotfiles.folder).gc(prune_now=True).packs == 1
+    assert Repository(dotfiles.folder).maintenance.gc(prune_now=True).packs == 1
     with pytest.raises(AssertionError, match="in no git repository"):
         dotfiles.coral("uninstall")
 
@@ -140,11 +140,11 @@ def test_another_repository_around_it_does_not_stand_for_it(dotfiles: Dotfiles, 
     assert len(notes(dotfiles.folder / ".coral")) == 2
     dotfiles.git_dir.rename(tmp_path / "away.git")
     with pytest.raises(GitCommandError, match=r"dot\.git"):
-        Repository(dotfiles.folder).gc(prune_now=True)
+        Repository(dotfiles.folder).maintenance.gc(prune_now=True)
     # git's folder alone, or another repository in its place, is not the one that relied on the tensors.
     plain.run("git", "init", "-q", "--bare", str(dotfiles.git_dir))
     with pytest.raises(GitCommandError, match=r"dot\.git"):
-        Repository(dotfiles.folder).gc(prune_now=True)
+        Repository(dotfiles.folder).maintenance.gc(prune_now=True)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def committed(project: Project) -> Project:
 
 def collect(folder: Path) -> None:
     """Collect what nothing needs, which is nothing."""
-    assert Repository(folder).gc(prune_now=True).packs == 0
+    assert Repository(folder).maintenance.gc(prune_now=True).packs == 0
 
 
 def test_a_moved_project_is_known(committed: Project, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_projects_that_share_a_place(committed: Project, tmp_path: Path) -> None
     assert notes(place) == [str(committed.folder / ".git"), str(copy.folder / ".git")]
     collect(copy.folder)
     collect(committed.folder)
-    assert Repository(copy.folder).fsck(git=True).damage == ()
+    assert Repository(copy.folder).maintenance.fsck(git=True).damage == ()
 
 
 def test_a_clone_has_no_mark(committed: Project, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_what_an_older_coral_left_is_noted_later(committed: Project) -> None:
         (committed.folder / ".coral/relying").unlink()
         shutil.rmtree(committed.folder / ".git/coral")
         collect(committed.folder)
-        assert Repository(committed.folder).fsck(git=True).damage == ()
+        assert Repository(committed.folder).maintenance.fsck(git=True).damage == ()
         again()
         assert notes(committed.folder / ".coral") == [str(committed.folder / ".git")]
         collect(committed.folder)
@@ -228,7 +228,7 @@ def test_a_repository_that_was_made_anew(committed: Project) -> None:
     committed.git("init", "-q", "-b", "main")
     committed.configure()
     with pytest.raises(GitCommandError, match="relies on"):
-        Repository(committed.folder).gc(prune_now=True)
+        Repository(committed.folder).maintenance.gc(prune_now=True)
     committed.git("add", FILE)
     collect(committed.folder)
     assert len(notes(committed.folder / ".coral")) == 1
@@ -256,7 +256,7 @@ def test_damaged_notes(committed: Project, text: bytes) -> None:
     """Nobody knows who relies on the tensors: nothing is collected, and git stores nothing more until it is mended."""
     (committed.folder / ".coral/relying").write_bytes(text)
     with pytest.raises(CorruptionError, match="relying is damaged"):
-        Repository(committed.folder).gc(prune_now=True)
+        Repository(committed.folder).maintenance.gc(prune_now=True)
     committed.write("other.safetensors", safe(tensors(1)))
     with pytest.raises(AssertionError, match="relying is damaged"):
         committed.git("add", "-A")
@@ -272,4 +272,4 @@ def test_odd_paths(tmp_path: Path) -> None:
     assert made.coral("gc", "--prune-now") == "nothing to collect\n"
     made.git_dir.rename(tmp_path / "away")
     with pytest.raises(GitCommandError, match="is not where it was"):
-        Repository(made.folder).gc()
+        Repository(made.folder).maintenance.gc()

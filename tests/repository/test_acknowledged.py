@@ -115,11 +115,11 @@ def test_what_is_unstaged_lets_go_of_the_store(repo: Repository) -> None:
     """Garbage collection, of this object and of others, waits for nobody who has nothing staged."""
     repo.stage_weights(state(1))
     repo.unstage()
-    repo.gc(prune_now=True)
-    Repository(repo.path).gc(prune_now=True)
+    repo.maintenance.gc(prune_now=True)
+    Repository(repo.path).maintenance.gc(prune_now=True)
     repo.stage_weights(state(1))
     repo.commit("again")
-    assert held(repo) == {1} and not repo.fsck(read_data=True).damage
+    assert held(repo) == {1} and not repo.maintenance.fsck(read_data=True).damage
 
 
 # -- interrupts, and disks that refuse
@@ -138,7 +138,7 @@ def test_an_interrupted_save_can_be_followed_by_any_other(repo: Repository, wait
         for commit in itertools.islice(repo.log(), 3):
             assert held(repo, commit.commit_hash) == {commit.step}, steps.place
         value += 2
-    repo.gc(prune_now=True)  # nothing is held any more
+    repo.maintenance.gc(prune_now=True)  # nothing is held any more
     assert value > 20
 
 
@@ -207,7 +207,7 @@ def test_what_another_thread_staged_goes_with_the_pack_that_was_refused(repo: Re
         pool.submit(repo.save, state(3)).result()
     repo.stage_weights(state(1), "mine.safetensors")
     repo.commit("mine")
-    assert held(repo) == {1, 3} and not repo.fsck(read_data=True).damage
+    assert held(repo) == {1, 3} and not repo.maintenance.fsck(read_data=True).damage
 
 
 def test_a_lock_that_others_keep_is_waited_for_once(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_a_lock_that_others_keep_is_waited_for_once(repo: Repository, monkeypatc
         return file_lock(path, timeout=0.2)
 
     monkeypatch.setattr(refs, "file_lock", lock)
-    with (repo.coral_dir / "locks/refs").open() as file:
+    with (repo.folder.root / "locks/refs").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(LockedError):
             repo.save(state(1), step=1)

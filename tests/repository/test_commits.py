@@ -423,7 +423,7 @@ def test_shell_commands_share_one_staging(repo: Repository) -> None:
     second.unstage("b")
     made = Repository(repo.path, shell_staging=True).commit("from the shell")
     assert list(repo.parts(made.commit_hash)) == ["a"] and read(repo) == raw(weights(1))
-    assert first.status().staged == () and not (repo.coral_dir / "staging/index.json").exists()
+    assert first.status().staged == () and not (repo.folder.root / "staging/index.json").exists()
     with pytest.raises(NothingToCommitError):
         first.commit("again")
 
@@ -464,7 +464,7 @@ def test_a_commit_that_outran_its_staging_file(repo: Repository) -> None:
     shell = Repository(repo.path, shell_staging=True)
     commit(repo, 1)
     shell.stage_weights(weights(2))
-    index = repo.coral_dir / "staging/index.json"
+    index = repo.folder.root / "staging/index.json"
     text = index.read_bytes()
     made = shell.commit("x")
     index.write_bytes(text)
@@ -483,7 +483,7 @@ def test_tied_names_are_stored_once(repo: Repository) -> None:
     repo.commit("x")
     repo.stage_weights({"c": array}, "other")
     repo.commit("y")
-    size = sum(path.stat().st_size for path in (repo.coral_dir / "packs").rglob("*"))
+    size = sum(path.stat().st_size for path in (repo.folder.root / "packs").rglob("*"))
     assert size < 1.1 * array.nbytes
     assert repo.get_all_weights(name="model.safetensors").nbytes == array.nbytes
 

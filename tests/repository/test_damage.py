@@ -29,7 +29,7 @@ def test_every_damaged_byte_of_a_pack_is_noticed(repo: Repository) -> None:
     repo.stage_weights({"a": np.arange(40, dtype="f4"), "b": np.random.default_rng(0).normal(size=60)})
     repo.commit("x")
     expected = read(repo)
-    (pack,) = (repo.coral_dir / "packs").glob("*.pack")
+    (pack,) = (repo.folder.root / "packs").glob("*.pack")
     sound = pack.read_bytes()
     pack.chmod(0o644)
     noticed = 0
@@ -52,7 +52,7 @@ def test_a_damaged_chunk_is_not_written_to_a_file(repo: Repository) -> None:
     repo.checkout("main", FILE)
     repo.stage_weights({"x": np.random.default_rng(3).normal(size=(300, 300))})
     repo.commit("to be damaged")
-    newest = max((repo.coral_dir / "packs").glob("*.pack"))
+    newest = max((repo.folder.root / "packs").glob("*.pack"))
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.chmod(0o644)
@@ -69,7 +69,7 @@ def test_a_damaged_chunk_is_not_written_to_a_file(repo: Repository) -> None:
 def test_a_missing_pack_is_named(repo: Repository) -> None:
     """Weights whose pack is gone are an error, never zeros."""
     commit(repo, 1)
-    for path in (repo.coral_dir / "packs").iterdir():
+    for path in (repo.folder.root / "packs").iterdir():
         path.unlink()
     with pytest.raises(CorruptionError, match="missing"):
         read(Repository(repo.path))
@@ -149,14 +149,14 @@ def test_git_locks_of_a_killed_process_are_swept(repo: Repository) -> None:
     """Lock files that are older than a few seconds stand in nobody's way."""
     commit(repo, 1)
     for name in ("HEAD.lock", "packed-refs.lock", "config.lock", "refs/heads/main.lock", "refs/heads/x/y.lock"):
-        path = repo.coral_dir / ".git" / name
+        path = repo.folder.root / ".git" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
         os.utime(path, (time.time() - 60,) * 2)
     again = Repository(repo.path)
     commit(again, 2)
     again.switch("x", create=True)
-    assert not list((repo.coral_dir / ".git").rglob("*.lock"))
+    assert not list((repo.folder.root / ".git").rglob("*.lock"))
 
 
 def test_kill_9_at_any_moment(quick: Path) -> None:
@@ -174,7 +174,7 @@ def test_kill_9_at_any_moment(quick: Path) -> None:
     for commit_hash, turn in acknowledged.items():
         assert read(repo, commit_hash) == raw(weights(turn))
     commit(repo, 1)
-    git(repo.coral_dir, "fsck", "--strict")
+    git(repo.folder.root, "fsck", "--strict")
 
 
 def _kill_one(project: Path, start: int, *, wait_for: int, delay: float) -> dict[str, int]:
@@ -265,7 +265,7 @@ def test_a_damaged_staging_area_is_named(repo: Repository) -> None:
     """A torn index of the shell's staging says which file it is, and what to do."""
     shell = Repository(repo.path, shell_staging=True)
     shell.stage_weights(weights(1))
-    index = repo.coral_dir / "staging/index.json"
+    index = repo.folder.root / "staging/index.json"
     sound = index.read_bytes()
     for data in (
         sound[:-9],
@@ -286,8 +286,8 @@ def test_a_commit_is_many_small_files_for_a_while_only(quick: Path) -> None:
     """Many commits stay few files, and each is still readable."""
     repo = Repository(quick, init=True)
     hashes = [commit(repo, number).commit_hash for number in range(60)]
-    packs = list((repo.coral_dir / "packs").iterdir())
+    packs = list((repo.folder.root / "packs").iterdir())
     assert len(packs) <= 40
     for number in (0, 30, 59):
         assert read(Repository(repo.path), hashes[number]) == raw(weights(number))
-    assert tree(repo.coral_dir / "tmp") == {}
+    assert tree(repo.folder.root / "tmp") == {}

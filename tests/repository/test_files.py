@@ -119,9 +119,9 @@ def test_checkpoints_with_an_odd_value_share_what_is_equal(repo: Repository, opt
         state["layer.0"] = torch.full((64, 1024), float(epoch))
         torch.save({"model": state, "args": Namespace(epoch=epoch, out=Path("x"))}, repo.path / "m.pt", **options)
         repo.stage_file(repo.path / "m.pt")
-        before = sum(path.stat().st_size for path in (repo.coral_dir / "packs").iterdir())
+        before = sum(path.stat().st_size for path in (repo.folder.root / "packs").iterdir())
         repo.commit(f"{epoch}")
-        grown.append(sum(path.stat().st_size for path in (repo.coral_dir / "packs").iterdir()) - before)
+        grown.append(sum(path.stat().st_size for path in (repo.folder.root / "packs").iterdir()) - before)
     assert grown[1] < grown[0] / 20
     weights = repo.get_all_weights("HEAD", framework="torch")
     assert weights.keys() == {f"model.{name}" for name in state}
@@ -168,7 +168,7 @@ def test_only_files_of_the_project_have_a_name(repo: Repository, tmp_path: Path)
         with pytest.raises(InvalidNameError):
             repo.stage_state({}, name)
     with pytest.raises(InvalidNameError):
-        repo.stage_file(repo.coral_dir / "config.toml")
+        repo.stage_file(repo.folder.root / "config.toml")
     with pytest.raises(NotFoundError, match="missing"):
         repo.stage_file(repo.path / "missing.pt")
     with pytest.raises(UsageError):
@@ -504,7 +504,7 @@ def test_files_are_staged_together_or_not_at_all(repo: Repository) -> None:
         )
         assert list(made.reasons) == ["raw.pt"]
     repo.commit("some")
-    repo.fsck(read_data=True)
+    repo.maintenance.fsck(read_data=True)
     assert repo.parts()["a.npy"].container == "npy"
 
 
@@ -539,18 +539,18 @@ def test_a_file_that_failed_keeps_no_garbage_collection_waiting(repo: Repository
     (repo.path / "good").write_text("good")
     for partly in (False, True):
         assert list(repo.stage_files({"bad.npy": bad}, partly=partly).failed) == ["bad.npy"]
-        repo.gc(prune_now=True)
+        repo.maintenance.gc(prune_now=True)
         with pytest.raises(FormatError):
             repo.stage_file(bad)
-        repo.gc(prune_now=True)
+        repo.maintenance.gc(prune_now=True)
     repo.stage_file(repo.path / "good")
     with pytest.raises(FormatError):
         repo.stage_file(bad)
     with pytest.raises(ConflictError, match="parts staged"):
-        repo.gc(prune_now=True)
+        repo.maintenance.gc(prune_now=True)
     repo.commit("good")
-    repo.gc(prune_now=True)
-    repo.fsck(read_data=True)
+    repo.maintenance.gc(prune_now=True)
+    repo.maintenance.fsck(read_data=True)
 
 
 def test_a_store_that_refuses_is_no_fault_of_the_file(repo: Repository, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def repo(tmp_path: Path) -> Repository:
 
 def test_a_sound_repository(repo: Repository) -> None:
     """Everything is counted once, and nothing is found; an empty one is sound as well."""
-    structure, data = repo.fsck(), repo.fsck(read_data=True)
+    structure, data = repo.maintenance.fsck(), repo.maintenance.fsck(read_data=True)
     assert (structure.commits, structure.manifests, structure.damage, structure.nbytes) == (3, 3, (), 0)
     assert (data.commits, data.damage) == (3, ())
     # Tensors of at most 32 bytes stand in the manifest, and are read as well.
@@ -38,14 +38,14 @@ def test_damage_is_named(repo: Repository) -> None:
     first = next(commit for commit in repo.log() if commit.message == "seed 1")
     record = repo.parts(first.commit_hash)["model.safetensors"]["layer.weight"]
     pack, entry = repo.store.packs.locate(repo.store.chunk_ids(record)[0])
-    path = repo.coral_dir / "packs" / f"{pack.name}.pack"
+    path = repo.folder.root / "packs" / f"{pack.name}.pack"
     path.chmod(0o644)
     data = bytearray(path.read_bytes())
     data[entry.offset + 80] ^= 1
     path.write_bytes(data)
     fresh = Repository(repo.path)
-    assert not fresh.fsck().damage
-    (found,) = fresh.fsck(read_data=True).damage
+    assert not fresh.maintenance.fsck().damage
+    (found,) = fresh.maintenance.fsck(read_data=True).damage
     assert (found.commit, found.part, found.tensor) == (first.commit_hash, "model.safetensors", "layer.weight")
     done = run_command([sys.executable, "-m", "coral", "fsck", "--read-data", "--json"], repo.path)
     assert done.returncode == 5
@@ -53,7 +53,7 @@ def test_damage_is_named(repo: Repository) -> None:
 
     path.unlink()
     path.with_suffix(".idx").unlink()
-    (lost,) = Repository(repo.path).fsck().damage
+    (lost,) = Repository(repo.path).maintenance.fsck().damage
     assert "missing" in lost.message
 
 
@@ -61,8 +61,8 @@ def test_a_damaged_manifest_is_named(repo: Repository) -> None:
     """A git object that is gone hurts its part, not the check of the others."""
     tip = repo.resolve("HEAD")
     oid = repo.history.part(tip, "a.txt") or ""
-    (repo.coral_dir / ".git/objects" / oid[:2] / oid[2:]).unlink()
-    (found,) = Repository(repo.path).fsck().damage
+    (repo.folder.root / ".git/objects" / oid[:2] / oid[2:]).unlink()
+    (found,) = Repository(repo.path).maintenance.fsck().damage
     assert (found.commit, found.part, found.tensor) == (tip, "a.txt", None)
 
 
@@ -72,6 +72,6 @@ def test_damage_is_named_once(repo: Repository) -> None:
     for number in range(3):
         repo.stage_weights({**tensors, "c": weights(number)["bias"]}, "tied")
         last = repo.commit(f"tied {number}")
-    lose(repo.coral_dir, tensors["a"].tobytes())
-    (found,) = Repository(repo.path).fsck().damage
+    lose(repo.folder.root, tensors["a"].tobytes())
+    (found,) = Repository(repo.path).maintenance.fsck().damage
     assert (found.commit, found.part, found.tensor) == (last.commit_hash, "tied", "a")

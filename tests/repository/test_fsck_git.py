@@ -28,13 +28,13 @@ def head(repo: Repository, ref: str = "HEAD") -> str:
 
 def lacks(repo: Repository) -> list[tuple[str, str | None, str | None]]:
     """Where git's manifests are that lack something, and which tensors those are."""
-    found = Repository(repo.path).fsck(git=True).damage
+    found = Repository(repo.path).maintenance.fsck(git=True).damage
     return [(where.commit, where.part, where.tensor) for where in found if where.in_git]
 
 
 def forget(repo: Repository, seed: int) -> None:
     """Lose the pack that holds the weights of a seed."""
-    lose(repo.coral_dir, weights(seed)["layer.weight"].tobytes())
+    lose(repo.folder.root, weights(seed)["layer.weight"].tobytes())
 
 
 def test_what_is_sound(repo: Repository) -> None:
@@ -42,8 +42,8 @@ def test_what_is_sound(repo: Repository) -> None:
     commit(repo, 1)
     commit(repo, 2)
     stage(repo, 3)
-    assert repo.fsck(git=True).damage == ()
-    own, both = repo.fsck(read_data=True), repo.fsck(read_data=True, git=True)
+    assert repo.maintenance.fsck(git=True).damage == ()
+    own, both = repo.maintenance.fsck(read_data=True), repo.maintenance.fsck(read_data=True, git=True)
     assert both.damage == () and both.nbytes == own.nbytes and both.tensors == own.tensors
     assert both.manifests == own.manifests + 3
 
@@ -86,9 +86,9 @@ def test_a_tensor_of_many_manifests(repo: Repository) -> None:
 def test_rotten_bytes_are_found_by_reading(repo: Repository) -> None:
     """Without --read-data only that all is there is checked; with it each byte is."""
     commit(repo, 1)
-    damage(repo.coral_dir, weights(1)["layer.weight"].tobytes())
+    damage(repo.folder.root, weights(1)["layer.weight"].tobytes())
     assert lacks(repo) == []
-    (own, inside) = Repository(repo.path).fsck(read_data=True, git=True).damage
+    (own, inside) = Repository(repo.path).maintenance.fsck(read_data=True, git=True).damage
     assert (own.in_git, inside.in_git) == (False, True)
     assert (inside.commit, inside.part, inside.tensor) == (head(repo), "model.safetensors", "layer.weight")
 
@@ -117,10 +117,10 @@ def test_without_git(tmp_path: Path, repo: Repository) -> None:
     """Nobody is told that all is well where nobody can look."""
     outside = Repository(tmp_path.parent / f"{tmp_path.name}-outside", init=True)
     with pytest.raises(NotFoundError, match="no git repository"):
-        outside.fsck(git=True)
+        outside.maintenance.fsck(git=True)
     commit(repo, 1)
     tree = head(repo, "HEAD^{tree}")
     (repo.path / ".git/objects" / tree[:2] / tree[2:]).unlink()
     with pytest.raises(GitCommandError):
-        repo.fsck(git=True)
-    assert repo.fsck().damage == ()
+        repo.maintenance.fsck(git=True)
+    assert repo.maintenance.fsck().damage == ()

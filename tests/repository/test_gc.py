@@ -31,15 +31,15 @@ OLD = time.time() - 30 * 24 * 3600
 
 def forget(repo: Repository) -> None:
     """Drop the log of operations and the reflogs, as if the grace period were over."""
-    (repo.coral_dir / "operations").unlink(missing_ok=True)
-    for path in (repo.coral_dir / ".git/logs").rglob("*"):
+    (repo.folder.root / "operations").unlink(missing_ok=True)
+    for path in (repo.folder.root / ".git/logs").rglob("*"):
         if path.is_file():
             path.unlink()
 
 
 def grow_old(repo: Repository) -> None:
     """Have all packs be a month old."""
-    for path in (repo.coral_dir / "packs").iterdir():
+    for path in (repo.folder.root / "packs").iterdir():
         os.utime(path, (OLD, OLD))
 
 
@@ -56,16 +56,16 @@ def abandon(repo: Repository, seed: int, **shape: int) -> str:
 
 
 def packs(repo: Repository) -> list[str]:
-    return sorted(path.stem for path in (repo.coral_dir / "packs").glob("*.pack"))
+    return sorted(path.stem for path in (repo.folder.root / "packs").glob("*.pack"))
 
 
 def trash(repo: Repository) -> list[str]:
-    return sorted(path.stem for path in (repo.coral_dir / "trash").rglob("*.pack"))
+    return sorted(path.stem for path in (repo.folder.root / "trash").rglob("*.pack"))
 
 
 def check(repo: Repository) -> None:
     """All that is reached is there, byte for byte."""
-    assert not Repository(repo.path).fsck(read_data=True).damage
+    assert not Repository(repo.path).maintenance.fsck(read_data=True).damage
 
 
 # -- what goes
@@ -77,17 +77,17 @@ def test_garbage_goes_into_the_trash_and_then_away(repo: Repository) -> None:
     lost = abandon(repo, 2)
     grow_old(repo)
     before = packs(repo)
-    done = repo.gc()
+    done = repo.maintenance.gc()
     assert (done.packs, done.rewritten, done.chunks) == (1, 0, 1) and done.nbytes > 1400
     assert len(packs(repo)) == 1 and set(trash(repo)) == set(before) - set(packs(repo))
     assert read(repo) == raw(weights(1))
     with pytest.raises(CorruptionError, match="missing"):
         read(Repository(repo.path), lost)
-    (batch,) = (repo.coral_dir / "trash").iterdir()
+    (batch,) = (repo.folder.root / "trash").iterdir()
     batch.rename(batch.with_name("20200101T000000Z-00000000"))
-    again = repo.gc()
+    again = repo.maintenance.gc()
     assert (again.packs, again.emptied_packs, trash(repo)) == (0, 1, [])
-    assert not list((repo.coral_dir / "trash").iterdir())
+    assert not list((repo.folder.root / "trash").iterdir())
     check(repo)
 
 
@@ -96,14 +96,14 @@ def test_dry_run_says_the_same_and_changes_nothing(repo: Repository) -> None:
     commit(repo, 1)
     abandon(repo, 2)
     grow_old(repo)
-    before = tree(repo.coral_dir)
-    said = repo.gc(dry_run=True)
-    assert {name for name, _ in tree(repo.coral_dir).items()} - before.keys() <= {
+    before = tree(repo.folder.root)
+    said = repo.maintenance.gc(dry_run=True)
+    assert {name for name, _ in tree(repo.folder.root).items()} - before.keys() <= {
         "locks/consolidate",
         "locks/experiments",
     }
-    assert {**tree(repo.coral_dir), **before} == tree(repo.coral_dir)
-    done = repo.gc()
+    assert {**tree(repo.folder.root), **before} == tree(repo.folder.root)
+    done = repo.maintenance.gc()
     assert (said.nbytes, said.packs, said.chunks, said.rewritten) == (done.nbytes, done.packs, done.chunks, 0)
 
 
@@ -111,12 +111,12 @@ def test_young_packs_are_left_alone(repo: Repository) -> None:
     """A pack younger than the grace period stays, and so does what its deltas stand on; --prune-now takes it."""
     commit(repo, 1)
     abandon(repo, 2)
-    done = repo.gc()
+    done = repo.maintenance.gc()
     assert (done.packs, len(packs(repo))) == (0, 2) and done.young_bytes > 1400
-    assert repo.gc(grace=0.0).packs == 1
+    assert repo.maintenance.gc(grace=0.0).packs == 1
     check(repo)
     abandon(repo, 3)
-    done = repo.gc(prune_now=True)
+    done = repo.maintenance.gc(prune_now=True)
     assert (done.packs, done.emptied_packs, trash(repo)) == (1, 1, [])
     check(repo)
 
@@ -133,7 +133,7 @@ def mixed(repo: Repository) -> None:
     other.commit("one")
     tip = other.resolve("HEAD")
     forget(repo)
-    (repo.coral_dir / ".git/refs/heads/main").write_text(
+    (repo.folder.root / ".git/refs/heads/main").write_text(
         other.history.write_commit(
             overlay={"model.safetensors": other.history.part(tip, "model.safetensors")}, message="alone"
         ).commit_hash
@@ -148,13 +148,13 @@ def test_a_pack_that_is_half_garbage_is_rewritten(repo: Repository) -> None:
     mixed(repo)
     grow_old(repo)
     (before,) = packs(repo)
-    done = repo.gc()
+    done = repo.maintenance.gc()
     assert (done.packs, done.rewritten, done.chunks) == (1, 1, 1)
     (after,) = packs(repo)
     assert after != before and trash(repo) == [before]
-    assert abs((repo.coral_dir / f"packs/{after}.pack").stat().st_mtime - OLD) < 5
+    assert abs((repo.folder.root / f"packs/{after}.pack").stat().st_mtime - OLD) < 5
     assert read(Repository(repo.path), "main") == raw(weights(1, rows=400))
-    assert repo.gc().packs == 0
+    assert repo.maintenance.gc().packs == 0
     check(repo)
 
 
@@ -184,9 +184,9 @@ def test_bases_stay(repo: Repository) -> None:
     alone = repo.history.write_commit(
         overlay={"model.safetensors": repo.history.part(tip, "model.safetensors")}, message="alone"
     )
-    (repo.coral_dir / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
+    (repo.folder.root / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
     forget(repo)
-    assert repo.gc(prune_now=True).packs == 0
+    assert repo.maintenance.gc(prune_now=True).packs == 0
     assert read(Repository(repo.path)) == raw(made[-1])
 
 
@@ -194,13 +194,13 @@ def test_superseded_deltas_go(repo: Repository) -> None:
     """Of a chunk that repack stored whole the delta is garbage, and so is what only that one stood on."""
     made = delta_series(repo, 4)
     tip = repo.resolve("HEAD")
-    repo.repack()
+    repo.maintenance.repack()
     alone = repo.history.write_commit(
         overlay={"model.safetensors": repo.history.part(tip, "model.safetensors")}, message="alone"
     )
-    (repo.coral_dir / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
+    (repo.folder.root / ".git/refs/heads/main").write_text(alone.commit_hash + "\n")
     forget(repo)
-    assert repo.gc(prune_now=True).chunks == 4
+    assert repo.maintenance.gc(prune_now=True).chunks == 4
     assert (deltas_in(repo), len(packs(repo))) == (0, 1)
     assert read(Repository(repo.path)) == raw(made[-1])
 
@@ -208,13 +208,13 @@ def test_superseded_deltas_go(repo: Repository) -> None:
 def test_a_damaged_whole_record_does_not_supersede(repo: Repository) -> None:
     """A delta goes only when the record that stands alone was read and is right."""
     made = delta_series(repo, 2)
-    repo.repack()
-    newest = repo.coral_dir / "packs" / f"{packs(repo)[-1]}.pack"
+    repo.maintenance.repack()
+    newest = repo.folder.root / "packs" / f"{packs(repo)[-1]}.pack"
     newest.chmod(0o644)
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    Repository(repo.path).gc(prune_now=True)
+    Repository(repo.path).maintenance.gc(prune_now=True)
     assert read(Repository(repo.path)) == raw(made[-1])
 
 
@@ -238,12 +238,12 @@ def test_all_that_can_come_back_stays(repo: Repository) -> None:
     artifact.log_artifact(b"x" * 5000, "blob")
     artifact.end()
     base = repo.history.write_commit(overlay={}, message="empty").commit_hash
-    (repo.coral_dir / ".git/refs/heads/main").write_text(base + "\n")
+    (repo.folder.root / ".git/refs/heads/main").write_text(base + "\n")
     forget(repo)
-    (repo.coral_dir / ".git/logs/refs/heads").mkdir(parents=True, exist_ok=True)
+    (repo.folder.root / ".git/logs/refs/heads").mkdir(parents=True, exist_ok=True)
     line = f"{'0' * 40} {kept['reflog']} n <e> 1700000000 +0000\tx\n"
-    (repo.coral_dir / ".git/logs/refs/heads/main").write_text(line)
-    assert Repository(repo.path).gc(prune_now=True).packs == 0
+    (repo.folder.root / ".git/logs/refs/heads/main").write_text(line)
+    assert Repository(repo.path).maintenance.gc(prune_now=True).packs == 0
     for name, made in kept.items():
         index = ("tag", "detached", "reflog", "run").index(name)
         assert read(Repository(repo.path), made) == raw(weights(index)), name
@@ -265,23 +265,23 @@ def test_each_of_them_alone_is_what_keeps_it(repo: Repository, gone: str) -> Non
         repo.checkout(made)
         undo = partial(repo.checkout, "main")
     elif gone == "reflog":
-        path = repo.coral_dir / ".git/logs/refs/heads/main"
+        path = repo.folder.root / ".git/logs/refs/heads/main"
         path.write_text(f"{'0' * 40} {made} n <e> 1700000000 +0000\tx\n")
         undo = path.unlink
     elif gone == "run":
-        path = repo.coral_dir / "experiments/0123456789ab.jsonl"
+        path = repo.folder.root / "experiments/0123456789ab.jsonl"
         path.write_text(json.dumps({"commit": made}))
         undo = path.unlink
     else:
-        path = repo.coral_dir / "staging/index.json"
+        path = repo.folder.root / "staging/index.json"
         path.write_text(json.dumps({"base": made, "parts": {}}))
         undo = path.unlink
     if gone != "reflog":
         forget(repo)
-    assert Repository(repo.path).gc(prune_now=True).packs == 0
+    assert Repository(repo.path).maintenance.gc(prune_now=True).packs == 0
     undo()
     forget(repo)
-    assert Repository(repo.path).gc(prune_now=True).packs == 1
+    assert Repository(repo.path).maintenance.gc(prune_now=True).packs == 1
 
 
 def test_what_can_be_undone_stays(repo: Repository) -> None:
@@ -291,11 +291,11 @@ def test_what_can_be_undone_stays(repo: Repository) -> None:
     commit(repo, 2)
     repo.switch("main")
     repo.delete_branch("b", force=True)
-    for path in (repo.coral_dir / ".git/logs").rglob("*"):
+    for path in (repo.folder.root / ".git/logs").rglob("*"):
         if path.is_file():
             path.unlink()
     grow_old(repo)
-    assert repo.gc().packs == 0
+    assert repo.maintenance.gc().packs == 0
     repo.undo()
     assert read(repo, "b") == raw(weights(2))
 
@@ -307,26 +307,26 @@ def test_on_doubt_nothing_is_collected(repo: Repository, damage: str) -> None:
     tip = repo.commit("x").commit_hash
     abandon(repo, 2)
     target = {
-        "ref": repo.coral_dir / ".git/refs/heads/main",
-        "reflog": repo.coral_dir / ".git/logs/HEAD",
-        "packed commit": repo.coral_dir / f".git/objects/{tip[:2]}/{tip[2:]}",
-        "staging": repo.coral_dir / "staging/index.json",
+        "ref": repo.folder.root / ".git/refs/heads/main",
+        "reflog": repo.folder.root / ".git/logs/HEAD",
+        "packed commit": repo.folder.root / f".git/objects/{tip[:2]}/{tip[2:]}",
+        "staging": repo.folder.root / "staging/index.json",
     }.get(damage)
     if damage == "manifest":
         oid = repo.history.part(tip, "model.safetensors") or ""
-        target = repo.coral_dir / f".git/objects/{oid[:2]}/{oid[2:]}"
+        target = repo.folder.root / f".git/objects/{oid[:2]}/{oid[2:]}"
     elif damage == "chunk list":
         (first, _) = packs(repo)
-        target = repo.coral_dir / f"packs/{first}.idx"
+        target = repo.folder.root / f"packs/{first}.idx"
         target.unlink()
     if damage != "chunk list":
         assert target is not None
         target.unlink(missing_ok=True)
         target.write_bytes(b"rubbish\n")
-    before = tree(repo.coral_dir)
+    before = tree(repo.folder.root)
     with pytest.raises(CoralError):
-        Repository(repo.path).gc(prune_now=True)
-    after = tree(repo.coral_dir)
+        Repository(repo.path).maintenance.gc(prune_now=True)
+    after = tree(repo.folder.root)
     assert {name: data for name, data in after.items() if not name.startswith("locks/")} == {
         name: data for name, data in before.items() if not name.startswith("locks/")
     }
@@ -337,8 +337,8 @@ def test_staged_and_pending_commits_survive(repo: Repository) -> None:
     commit(repo, 1)
     repo.stage_weights(weights(2))
     with pytest.raises(ConflictError, match="staged"):
-        repo.gc(prune_now=True)
-    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+        repo.maintenance.gc(prune_now=True)
+    process = child("print(Repository(sys.argv[1]).maintenance.gc(prune_now=True).packs)", repo.path)
     time.sleep(1.5)
     assert process.poll() is None
     repo.commit("two")
@@ -354,7 +354,7 @@ def test_a_dedup_hit_on_garbage_is_kept(repo: Repository) -> None:
     other = Repository(repo.path)
     other.stage_weights(weights(2))
     assert len(packs(repo)) == 2
-    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    process = child("print(Repository(sys.argv[1]).maintenance.gc(prune_now=True).packs)", repo.path)
     time.sleep(1.0)
     other.commit("again")
     assert finish(process) == "0\n"
@@ -365,7 +365,7 @@ def test_the_gate_lets_collection_in(repo: Repository) -> None:
     """A process that never lets go is told of as a lock, and writers are not failed by the one who waits."""
     commit(repo, 1)
     repo.stage_weights(weights(2))
-    waiting = child("Repository(sys.argv[1]).gc()", repo.path)
+    waiting = child("Repository(sys.argv[1]).maintenance.gc()", repo.path)
     time.sleep(1.0)
     writer = child("commit(Repository(sys.argv[1]), 3)", repo.path)
     _, errors = waiting.communicate(timeout=60)
@@ -381,10 +381,10 @@ def test_a_dedup_hit_takes_its_pack_out_of_the_trash(repo: Repository) -> None:
     """Bytes that only the trash holds are not written again: their pack comes back, whoever else was collecting."""
     commit(repo, 1)
     abandon(repo, 2)
-    assert repo.gc(grace=0.0).emptied_packs == 1
+    assert repo.maintenance.gc(grace=0.0).emptied_packs == 1
     abandon(repo, 3)
     grow_old(repo)
-    repo.gc()
+    repo.maintenance.gc()
     (name,) = trash(repo)
     fresh = Repository(repo.path)
     fresh.stage_weights(weights(3))
@@ -392,7 +392,7 @@ def test_a_dedup_hit_takes_its_pack_out_of_the_trash(repo: Repository) -> None:
     assert trash(repo) == [] and name in packs(repo)
     assert read(Repository(repo.path)) == raw(weights(3))
     grow_old(repo)
-    assert repo.gc().packs == 0
+    assert repo.maintenance.gc().packs == 0
     check(repo)
 
 
@@ -405,7 +405,7 @@ def test_a_stale_object_does_not_rely_on_what_went(repo: Repository) -> None:
     commit(stale, 2)
     repo.delete_branch("other", force=True)
     forget(repo)
-    assert repo.gc(prune_now=True).packs == 1
+    assert repo.maintenance.gc(prune_now=True).packs == 1
     stale.create_branch("other", "main")
     stale.pin("other")
     stale.stage_weights({**weights(2), "more": np.ones(99, "f4")})
@@ -424,7 +424,7 @@ def test_deltas_come_out_of_the_trash_with_their_bases(repo: Repository) -> None
     repo.delete_branch("series", force=True)
     forget(repo)
     grow_old(repo)
-    assert repo.gc().packs == 4
+    assert repo.maintenance.gc().packs == 4
     fresh = Repository(repo.path)
     fresh.stage_weights(made[-1])
     fresh.commit("again")
@@ -441,11 +441,11 @@ def test_collection_itself_takes_out_what_is_named_again(repo: Repository) -> No
     commit(repo, 1)
     made = abandon(repo, 2)
     grow_old(repo)
-    assert repo.gc().packs == 1
+    assert repo.maintenance.gc().packs == 1
     repo.create_branch("back", made)
-    (batch,) = (repo.coral_dir / "trash").iterdir()
+    (batch,) = (repo.folder.root / "trash").iterdir()
     batch.rename(batch.with_name("20200101T000000Z-00000000"))
-    done = repo.gc()
+    done = repo.maintenance.gc()
     assert (done.emptied_packs, trash(repo)) == (0, [])
     assert read(Repository(repo.path), "back") == raw(weights(2))
 
@@ -506,11 +506,11 @@ def test_what_git_reaches_stays(inside: Path, place: str) -> None:
         undo = []
     else:
         git(inside, "reflog", "expire", "--expire=now", "HEAD", "main")
-    assert Repository(inside).gc(prune_now=True).packs == 0, place
+    assert Repository(inside).maintenance.gc(prune_now=True).packs == 0, place
     for words in undo:
         git(inside, *words)
     git(inside, "reflog", "expire", "--expire=now", "--all")
-    assert Repository(inside).gc(prune_now=True).packs == 1, place
+    assert Repository(inside).maintenance.gc(prune_now=True).packs == 1, place
 
 
 @pytest.mark.parametrize("damage", ["object", "head", "program", "elsewhere"])
@@ -534,7 +534,7 @@ def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, m
         monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     before = packs(Repository(inside))
     with pytest.raises(GitCommandError):
-        Repository(inside).gc(prune_now=True)
+        Repository(inside).maintenance.gc(prune_now=True)
     assert packs(Repository(inside)) == before
 
 
@@ -544,7 +544,7 @@ def test_where_git_cannot_tell_nothing_is_collected(inside: Path, damage: str, m
 def collect_until(note: Note, project: Path, limit: int) -> None:
     """Collect, and be killed at the call of this number that changes something."""
     with disk.use(Killing(limit - 1, kinds=("write", "rename", "unlink", "sync"))):
-        Repository(project).gc(grace=0.001)
+        Repository(project).maintenance.gc(grace=0.001)
 
 
 def test_kill_9_at_any_moment(quick: Path) -> None:
@@ -562,13 +562,13 @@ def test_kill_9_at_any_moment(quick: Path) -> None:
             assert ended.error is None
             killed += not ended.finished
             fresh = Repository(quick)
-            assert not fresh.fsck(read_data=True).damage, turn
+            assert not fresh.maintenance.fsck(read_data=True).damage, turn
             for pack in fresh.store.packs.packs:
                 for chunk, _ in pack.index.items():
                     fresh.store.bases_of(chunk)
     assert killed >= 10
-    done = Repository(quick).gc(prune_now=True)
-    assert done.nbytes >= 0 and Repository(quick).gc(prune_now=True).packs == 0
+    done = Repository(quick).maintenance.gc(prune_now=True)
+    assert done.nbytes >= 0 and Repository(quick).maintenance.gc(prune_now=True).packs == 0
     assert not list((quick / ".coral/trash").iterdir())
     stems = {path.stem: path.suffix for path in (quick / ".coral/packs").iterdir()}
     assert len(stems) * 2 == len(list((quick / ".coral/packs").iterdir()))
@@ -595,17 +595,17 @@ def test_killed_between_index_and_pack(repo: Repository, which: str) -> None:
     mixed(repo)
     grow_old(repo)
     (old,) = packs(repo)
-    kept = {path.name: path.read_bytes() for path in (repo.coral_dir / "packs").iterdir()}
-    repo.gc()
-    (batch,) = (repo.coral_dir / "trash").iterdir()
+    kept = {path.name: path.read_bytes() for path in (repo.folder.root / "packs").iterdir()}
+    repo.maintenance.gc()
+    (batch,) = (repo.folder.root / "trash").iterdir()
     for name in [f"{old}.pack"] + ([f"{old}.idx"] if which == "before the index goes" else []):
         if which != "after":
-            (batch / name).rename(repo.coral_dir / "packs" / name)
+            (batch / name).rename(repo.folder.root / "packs" / name)
     fresh = Repository(repo.path)
     assert read(fresh, "main") == raw(weights(1, rows=400))
-    fresh.gc()
+    fresh.maintenance.gc()
     assert old not in packs(fresh) and trash(fresh) == [old]
-    assert {path.name: path.read_bytes() for path in (repo.coral_dir / "trash").rglob("*.*")} == kept
+    assert {path.name: path.read_bytes() for path in (repo.folder.root / "trash").rglob("*.*")} == kept
     check(fresh)
 
 
@@ -631,10 +631,10 @@ def test_what_is_found_and_not_named_yet_counts_as_young(repo: Repository) -> No
     grow_old(repo)
     fresh = Repository(repo.path)
     ref = fresh.store.put_bytes(data)
-    assert fresh.gc().packs == 0
+    assert fresh.maintenance.gc().packs == 0
     assert Repository(repo.path).store.get_bytes(ref, 5000) == data
     grow_old(repo)
-    assert fresh.gc().packs == 1
+    assert fresh.maintenance.gc().packs == 1
 
 
 def test_a_filter_keeps_what_git_has_not_named_yet(repo: Repository) -> None:
@@ -644,7 +644,7 @@ def test_a_filter_keeps_what_git_has_not_named_yet(repo: Repository) -> None:
     path.write_bytes(np.random.default_rng(6).bytes(5000))
     git_filter = GitFilter(repo.path)
     git_filter.keep("x.bin", path)
-    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    process = child("print(Repository(sys.argv[1]).maintenance.gc(prune_now=True).packs)", repo.path)
     time.sleep(1.5)
     assert process.poll() is None
     git_filter.finish()
@@ -668,7 +668,7 @@ def test_what_stays_in_a_pack_can_be_read(repo: Repository) -> None:
     repo.delete_branch("series", force=True)
     forget(repo)
     grow_old(repo)
-    assert deltas_in(repo) == 1 and repo.gc().packs == 0
+    assert deltas_in(repo) == 1 and repo.maintenance.gc().packs == 0
     again = Repository(repo.path)
     again.stage_weights(more)
     again.commit("what was garbage")
@@ -680,7 +680,7 @@ def test_a_conflict_about_a_whole_file_counts(inside: Path) -> None:
     text = manifest(inside, 7)
     (inside / "m.safetensors").write_bytes(b"<<<<<<< HEAD\n" + text + b"=======\nx\n>>>>>>> b\n")
     git(inside, "add", "m.safetensors")
-    assert Repository(inside).gc(prune_now=True).packs == 0
+    assert Repository(inside).maintenance.gc(prune_now=True).packs == 0
 
 
 def test_what_is_sealed_and_not_named_yet_is_held(repo: Repository) -> None:
@@ -691,7 +691,7 @@ def test_what_is_sealed_and_not_named_yet_is_held(repo: Repository) -> None:
     commit(repo, 3)
     with pytest.raises(ConflictError):
         mine.commit("lost the race")
-    process = child("print(Repository(sys.argv[1]).gc(prune_now=True).packs)", repo.path)
+    process = child("print(Repository(sys.argv[1]).maintenance.gc(prune_now=True).packs)", repo.path)
     time.sleep(1.5)
     assert process.poll() is None
     mine.commit("again")
@@ -719,7 +719,7 @@ def test_writers_that_come_and_go_do_not_keep_collection_out(repo: Repository) -
         assert holder.stdout is not None
         holder.stdout.readline()
     try:
-        assert repo.gc(prune_now=True).packs == 1
+        assert repo.maintenance.gc(prune_now=True).packs == 1
     finally:
         stop.touch()
         for holder in holders:
@@ -739,7 +739,7 @@ def test_a_forged_record_does_not_supersede(repo: Repository) -> None:
         file.write(MAGIC)
         file.write(pack_header(chunk, forged, checksum(payload)) + payload)
         publish_pack(store, file, {chunk: forged})
-    Repository(repo.path).gc(prune_now=True)
+    Repository(repo.path).maintenance.gc(prune_now=True)
     assert read(Repository(repo.path)) == raw(made[-1])
 
 
@@ -751,11 +751,11 @@ def test_damaged_lines_of_the_log_keep_what_they_name(repo: Repository) -> None:
     other.pin("b")
     commit(other, 2)
     repo.delete_branch("b", force=True)
-    log = repo.coral_dir / "operations"
+    log = repo.folder.root / "operations"
     lines = [b"0" * 16 + line[16:] for line in log.read_bytes().splitlines()]
     forget(repo)
     log.write_bytes(b"\n".join(lines) + b"\n")
     grow_old(repo)
-    assert repo.operations() == [] and repo.gc().packs == 0
+    assert repo.maintenance.operations() == [] and repo.maintenance.gc().packs == 0
     log.unlink()
-    assert repo.gc().packs == 1
+    assert repo.maintenance.gc().packs == 1

@@ -88,12 +88,12 @@ def test_any_folder_name_will_do(tmp_path: Path, name: str) -> None:
 )
 def test_a_newer_format_is_refused(repo: Repository, text: str) -> None:
     """A repository of a newer coral is named as such, whatever else its settings say, and left alone."""
-    (repo.coral_dir / "config.toml").write_text(text)
-    before = tree(repo.coral_dir)
+    (repo.folder.root / "config.toml").write_text(text)
+    before = tree(repo.folder.root)
     for init in (False, True):
         with pytest.raises(VersionError, match="upgrade coral"):
             Repository(repo.path, init=init)
-    assert tree(repo.coral_dir) == before
+    assert tree(repo.folder.root) == before
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def test_a_newer_format_is_refused(repo: Repository, text: str) -> None:
 )
 def test_damaged_settings_are_named(repo: Repository, data: bytes) -> None:
     """A damaged config.toml is a CorruptionError that names the file."""
-    (repo.coral_dir / "config.toml").write_bytes(data)
+    (repo.folder.root / "config.toml").write_bytes(data)
     with pytest.raises(CorruptionError, match=r"config\.toml"):
         Repository(repo.path)
 
 
 def test_settings_count(repo: Repository) -> None:
     """The author of config.toml is who commits when the call does not say."""
-    text = (repo.coral_dir / "config.toml").read_text()
-    (repo.coral_dir / "config.toml").write_text(text + '\n[user]\nauthor = "Ada Ü <a@x>"\n')
+    text = (repo.folder.root / "config.toml").read_text()
+    (repo.folder.root / "config.toml").write_text(text + '\n[user]\nauthor = "Ada Ü <a@x>"\n')
     again = Repository(repo.path)
     assert commit(again, 1).author == "Ada Ü <a@x>"
     again.stage_weights(weights(2))
@@ -159,8 +159,8 @@ def test_exclude_is_appended_to_once(code: Path) -> None:
 def test_the_history_is_plain_git(repo: Repository) -> None:
     """The user's own git reads the history, and finds nothing wrong with it."""
     made = commit(repo, 1)
-    assert git(repo.coral_dir, "log", "--format=%H %s").strip() == f"{made.commit_hash} seed 1"
-    git(repo.coral_dir, "fsck", "--strict")
+    assert git(repo.folder.root, "log", "--format=%H %s").strip() == f"{made.commit_hash} seed 1"
+    git(repo.folder.root, "fsck", "--strict")
 
 
 def test_a_linked_worktree_shares_the_repository(code: Path, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_linked_worktree_shares_the_repository(code: Path, tmp_path: Path) -> 
     made = commit(Repository(code, init=True), 1)
     for repo in (Repository(linked), Repository(linked, init=True), Repository.discover(linked)):
         assert repo.resolve("HEAD") == made.commit_hash
-        assert (repo.path, repo.coral_dir) == (linked, code / ".coral")
+        assert (repo.path, repo.folder.root) == (linked, code / ".coral")
     Repository(linked).checkout("main")
     assert (linked / "model.safetensors").exists()
     assert not (code / "model.safetensors").exists() and not (linked / ".coral").exists()
@@ -201,8 +201,8 @@ def elsewhere(repo: Repository) -> Path:
     """Put a project's .coral on another disk, and a link in its place; returns where it is."""
     place = repo.path.parent / "disk/weights of it"
     place.parent.mkdir()
-    repo.coral_dir.rename(place)
-    repo.coral_dir.symlink_to(place)
+    repo.folder.root.rename(place)
+    repo.folder.root.symlink_to(place)
     return place
 
 
@@ -212,17 +212,17 @@ def test_a_link_in_the_place_of_coral_is_refused(repo: Repository, target: str) 
     commit(repo, 1)
     place = elsewhere(repo)
     if target != "absolute":
-        repo.coral_dir.unlink()
+        repo.folder.root.unlink()
         (repo.path / "link").symlink_to(os.path.relpath(place, repo.path))
         leads = {"relative": f"../{place.relative_to(repo.path.parent)}", "chain": "link", "dangling": "../disk/no"}
         (place.parent / "empty").mkdir()
-        repo.coral_dir.symlink_to(leads.get(target, "../disk/empty"))
+        repo.folder.root.symlink_to(leads.get(target, "../disk/empty"))
     before = tree(repo.path.parent)
     for call in (
         lambda: Repository(repo.path),
         lambda: Repository(repo.path, init=True),
         lambda: Repository.discover(repo.path),
-        repo.gc,
+        repo.maintenance.gc,
     ):
         with pytest.raises(ConflictError, match=r"is a symbolic link, and .* does not say that it is for"):
             call()
@@ -245,7 +245,7 @@ def test_a_link_that_its_target_knows_of_is_followed(code: Path, tmp_path: Path)
     for again in (Repository(code), Repository.discover(code / ".git"), Repository(tmp_path / "tree", init=True)):
         assert again.resolve("HEAD") == made.commit_hash
         commit(again, 2)
-        again.gc(prune_now=True)
+        again.maintenance.gc(prune_now=True)
         again.reset(made.commit_hash)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/.coral").symlink_to(place)

@@ -142,7 +142,7 @@ def test_memory_is_one_copy_that_is_used_again(repo: Repository) -> None:
     for step in range(3):
         repo.save(state, step=step, wait=False).result()
         state["w"] += 1
-        places.append({name: id(copies._memory.obj) for name, copies in repo._copies.items()})
+        places.append({name: id(copies._memory.obj) for name, copies in repo._committer._copies.items()})
     assert places[0] == places[1] == places[2]
 
 
@@ -179,7 +179,7 @@ def test_a_killed_process_leaves_whole_commits(tmp_path: Path, delay: float) -> 
     repo = Repository(tmp_path)
     steps = [commit.step for commit in repo.log()]
     assert steps in ([0], [1, 0])
-    assert not repo.fsck(read_data=True).damage
+    assert not repo.maintenance.fsck(read_data=True).damage
     expected = np.random.default_rng(len(steps) - 1).normal(size=5_000_000)
     assert np.array_equal(np.asarray(repo.get_weight("w")), expected)
     repo.save({"w": np.zeros(3)}, step=2, wait=False).result()
@@ -239,7 +239,9 @@ def test_a_forked_child_does_not_wait_for_its_parents_commit(repo: Repository) -
     assert value(repo) == 2
 
 
-@pytest.mark.parametrize("verb", [lambda repo: repo.gc(), lambda repo: repo.fsck(repair=True)], ids=["gc", "repair"])
+@pytest.mark.parametrize(
+    "verb", [lambda repo: repo.maintenance.gc(), lambda repo: repo.maintenance.fsck(repair=True)], ids=["gc", "repair"]
+)
 def test_what_wants_the_store_alone_waits(repo: Repository, verb: Callable[[Repository], object]) -> None:
     """It comes after the commit under way, rather than being refused for what that stages; and tells what failed."""
     hold = threading.Event()

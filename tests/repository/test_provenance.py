@@ -99,7 +99,7 @@ def test_weights_without_their_code(code: Path, tmp_path: Path) -> None:
 def test_the_state_is_taken_before_a_long_training(code: Path) -> None:
     """Nobody has to ask for it: the capture begins with the object."""
     repo = Repository(code, init=True)
-    thread = repo._provenance._thread
+    thread = repo._opened.provenance._thread
     assert thread is not None
     thread.join()
     (code / "train.py").write_text("edited")
@@ -163,7 +163,7 @@ def test_the_author_is_the_one_of_the_code(code: Path, monkeypatch: pytest.Monke
     assert repo.author == expected, "it is asked once"
     assert Repository(code).author == "Here <gina@example.org>"
     assert repo.commit("x", "Eve", allow_empty=True).author == "Eve"
-    settings = repo.coral_dir / "config.toml"
+    settings = repo.folder.root / "config.toml"
     settings.write_text(settings.read_text() + '\n[user]\nauthor = "Carl"\n')
     assert commit(Repository(code), 5).author == "Carl"
 

@@ -68,7 +68,7 @@ def config(project: Path) -> Path:
 
 
 def add(project: Path, name: str, url: str, *, private: bool = False) -> Path | None:
-    return add_remote(project, Repository(project).storage, Remote(name, url), private=private)
+    return add_remote(project, Repository(project).folder, Remote(name, url), private=private)
 
 
 def remotes(project: Path) -> list[tuple[str, str]]:
@@ -87,10 +87,10 @@ def test_settings_keep_what_else_they_say(project: Path, config: Path, tmp_path:
     loaded = Repository(project).config
     assert (loaded.verify_writes, loaded.threads, loaded.author) == (False, 3, "Ada [x] <ada@example.org>")
     config.write_text(config.read_text() + "\n[later]\nx = 1\n")
-    remove_remote(project, Repository(project).storage, "origin")
+    remove_remote(project, Repository(project).folder, "origin")
     assert remotes(project) == [("my.nas", "../b")]
     assert config.read_text().endswith("\n[later]\nx = 1\n")
-    remove_remote(project, Repository(project).storage, "my.nas")
+    remove_remote(project, Repository(project).folder, "my.nas")
     assert config.read_text() == SETTINGS + "\n[later]\nx = 1\n"
 
 
@@ -107,7 +107,7 @@ def test_settings_in_other_words_are_left_alone(project: Path, config: Path, tex
     config.write_text(text + "\n" + SETTINGS if text.startswith("remotes") else SETTINGS + text)
     before = config.read_bytes()
     with pytest.raises(UsageError, match="does not change"):
-        remove_remote(project, Repository(project).storage, "a")
+        remove_remote(project, Repository(project).folder, "a")
     assert config.read_bytes() == before
 
 
@@ -128,7 +128,7 @@ def test_two_who_add_at_once(project: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(name for name, _ in remotes(project)) == names
-    stranger = Repository(tmp_path / "o", init=True).storage
+    stranger = Repository(tmp_path / "o", init=True).folder
     assert sorted(remote.name for remote in offered_remotes(project, stranger)) == names
 
 
@@ -248,20 +248,20 @@ def test_an_offer_is_no_choice(project: Path, tmp_path: Path) -> None:
     git(project, "commit", "-q", "-m", "remotes")
     git(tmp_path, "clone", "-q", str(project), str(tmp_path / "clone"))
     clone = Repository(tmp_path / "clone", init=True)
-    assert offered_remotes(clone.path, clone.storage) == [("origin", "../shared")]
+    assert offered_remotes(clone.path, clone.folder) == [("origin", "../shared")]
     with pytest.raises(NotFoundError, match="no coral remote is configured"):
         open_remote(clone.path, clone.config)
-    assert adopt_remotes(clone.path, clone.storage) == [("origin", "../shared")]
-    assert adopt_remotes(clone.path, clone.storage) == offered_remotes(clone.path, clone.storage) == []
+    assert adopt_remotes(clone.path, clone.folder) == [("origin", "../shared")]
+    assert adopt_remotes(clone.path, clone.folder) == offered_remotes(clone.path, clone.folder) == []
     assert remotes(clone.path) == [("origin", "../shared")]
-    open_remote(clone.path, Config.load(clone.storage))
+    open_remote(clone.path, Config.load(clone.folder))
 
 
 def test_an_offer_does_not_replace_a_choice(project: Path, tmp_path: Path) -> None:
     """A commit that moves a remote elsewhere moves nobody's pushes."""
     add(project, "origin", str(tmp_path / "ours"))
     (project / ".coralconfig").write_text(f'[remotes.origin]\nurl = "{tmp_path}/theirs"\n')
-    folder = Repository(project).storage
+    folder = Repository(project).folder
     assert adopt_remotes(project, folder) == []
     assert remotes(project) == [("origin", str(tmp_path / "ours"))]
     assert offered_remotes(project, folder) == [("origin", str(tmp_path / "theirs"))]
@@ -289,7 +289,7 @@ def test_an_offer_does_not_replace_a_choice(project: Path, tmp_path: Path) -> No
 def test_a_malformed_offer(project: Path, text: str) -> None:
     """Nothing of a file is adopted that says what cannot be; it is named, and the user's own remotes work on."""
     (project / ".coralconfig").write_bytes(text.encode("latin-1"))
-    folder = Repository(project).storage
+    folder = Repository(project).folder
     with pytest.raises((FormatError, UsageError)):
         adopt_remotes(project, folder)
     assert remotes(project) == []
@@ -299,7 +299,7 @@ def test_removing(project: Path, tmp_path: Path) -> None:
     """A remote is forgotten here and in what colleagues are told, or here alone; what is stored stays."""
     for name in ("a", "b"):
         add(project, name, str(tmp_path / name))
-    folder = Repository(project).storage
+    folder = Repository(project).folder
     assert remove_remote(project, folder, "a") == project / ".coralconfig"
     assert remove_remote(project, folder, "b", private=True) is None
     assert remotes(project) == []
@@ -314,7 +314,7 @@ def test_outside_of_git(tmp_path: Path) -> None:
     """Without git there is nobody to tell."""
     repo = Repository(tmp_path / "p", init=True)
     assert add(repo.path, "origin", "../r") is None
-    assert adopt_remotes(repo.path, repo.storage) == []
+    assert adopt_remotes(repo.path, repo.folder) == []
     assert {path.name for path in repo.path.iterdir()} == {".coral"}
 
 

@@ -37,20 +37,20 @@ def test_tips_and_tags_stand_alone_afterwards(repo: Repository) -> None:
     """All bytes stay what they were; the others stay deltas; a second time there is nothing to do."""
     repo.tag("v1", "HEAD~2")
     before = {ref: read(repo, ref) for ref in ("HEAD", "HEAD~1", "HEAD~2", "HEAD~3")}
-    done = repo.repack()
+    done = repo.maintenance.repack()
     assert done.commits == 2 and done.chunks == 6 and done.raw_bytes == 2 * 600 * 1000 * 4
     assert 0.5 * done.raw_bytes < done.stored_bytes < done.raw_bytes
     assert (deltas(repo, "HEAD"), deltas(repo, "v1")) == (0, 0) and deltas(repo, "HEAD~1")
     assert {ref: read(repo, ref) for ref in before} == before
-    assert not repo.fsck(read_data=True).damage
-    assert repo.repack().chunks == 0
+    assert not repo.maintenance.fsck(read_data=True).damage
+    assert repo.maintenance.repack().chunks == 0
     other = Repository(repo.path)
     assert deltas(other, "HEAD") == 0 and {ref: read(other, ref) for ref in before} == before
 
 
 def test_the_next_commit_stands_on_what_was_repacked(repo: Repository) -> None:
     """Its depth begins anew."""
-    repo.repack()
+    repo.maintenance.repack()
     weights = np.asarray(repo.get_weight("w"))
     repo.stage_weights({"w": weights + np.float32(1e-5)})
     repo.commit("next")
@@ -60,7 +60,7 @@ def test_the_next_commit_stands_on_what_was_repacked(repo: Repository) -> None:
 
 def test_damage_is_an_error_and_changes_nothing(repo: Repository) -> None:
     """A chunk that cannot be read is named, and no pack is added."""
-    packs = repo.coral_dir / "packs"
+    packs = repo.folder.root / "packs"
     first = min(packs.glob("*.pack"))
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1
@@ -68,7 +68,7 @@ def test_damage_is_an_error_and_changes_nothing(repo: Repository) -> None:
     first.write_bytes(data)
     names = sorted(path.name for path in packs.iterdir())
     with pytest.raises(CorruptionError):
-        Repository(repo.path).repack()
+        Repository(repo.path).maintenance.repack()
     assert sorted(path.name for path in packs.iterdir()) == names
 
 

@@ -34,7 +34,7 @@ def pack_of(repo: Repository, seed: int) -> Path:
     made = next(found for found in fresh.log() if found.message == f"seed {seed}")
     record = fresh.parts(made.commit_hash)["model.safetensors"]["layer.weight"]
     pack, _ = fresh.store.packs.locate(fresh.store.chunk_ids(record)[0])
-    return repo.coral_dir / "packs" / f"{pack.name}.pack"
+    return repo.folder.root / "packs" / f"{pack.name}.pack"
 
 
 def damage(repo: Repository, seed: int) -> Path:
@@ -83,7 +83,7 @@ def test_sound_repaired_and_damaged_are_told_apart(repo: Repository) -> None:
         "layer.weight",
     )
     assert found["runs"] == [run.experiment_id]
-    assert (repo.coral_dir / "quarantine" / path.name).read_bytes() == data and not path.exists()
+    assert (repo.folder.root / "quarantine" / path.name).read_bytes() == data and not path.exists()
     assert read(Repository(repo.path), "HEAD~1") == raw(weights(1))
     again = Repository(repo.path)
     again.stage_weights(weights(2), "again")
@@ -101,13 +101,13 @@ def test_each_source(repo: Repository, source: str, how: str) -> None:
         copy.write_bytes(path.read_bytes())
         copy.with_suffix(".idx").write_bytes(path.with_suffix(".idx").read_bytes())
     elif source in ("trash", "quarantine"):
-        batch = repo.coral_dir / {"trash": "trash/20990101T000000Z-00000000", "quarantine": "quarantine"}[source]
+        batch = repo.folder.root / {"trash": "trash/20990101T000000Z-00000000", "quarantine": "quarantine"}[source]
         batch.mkdir()
         for suffix in (".pack", ".idx"):
             # Under another name, as a pack that was rewritten since.
             (batch / f"99999999-0123456789abcdef{suffix}").write_bytes(path.with_suffix(suffix).read_bytes())
     elif source == "remote":
-        add_remote(repo.path, repo.storage, Remote("origin", str(repo.path.parent / "remote")))
+        add_remote(repo.path, repo.folder, Remote("origin", str(repo.path.parent / "remote")))
         remote = open_remote(repo.path, Repository(repo.path).config)
         for suffix in (".pack", ".idx"):
             (remote.folder.root / path.with_suffix(suffix).name).write_bytes(path.with_suffix(suffix).read_bytes())
@@ -129,10 +129,10 @@ def test_each_source(repo: Repository, source: str, how: str) -> None:
     else:
         assert code == 9 and not said["damage"]
     if how == "damaged":
-        assert (repo.coral_dir / "quarantine" / path.name).exists() and not path.exists()
+        assert (repo.folder.root / "quarantine" / path.name).exists() and not path.exists()
     assert fsck(repo, "--read-data", "--repair")[0] == 0
     assert read(Repository(repo.path)) == raw(weights(2)) and read(Repository(repo.path), "HEAD~1") == raw(weights(1))
-    assert repo.gc(dry_run=True).packs <= 1
+    assert repo.maintenance.gc(dry_run=True).packs <= 1
 
 
 def test_wrong_bytes_repair_nothing(repo: Repository) -> None:
@@ -142,8 +142,8 @@ def test_wrong_bytes_repair_nothing(repo: Repository) -> None:
     save_file(weights(9), repo.path / "other.safetensors")
     before = packs(repo)
     (repo.path / "broken.safetensors").write_bytes(b"rubbish")
-    config = (repo.coral_dir / "config.toml").read_text()
-    (repo.coral_dir / "config.toml").write_text(config + '\n[remotes.gone]\nurl = "/nowhere/at/all"\n')
+    config = (repo.folder.root / "config.toml").read_text()
+    (repo.folder.root / "config.toml").write_text(config + '\n[remotes.gone]\nurl = "/nowhere/at/all"\n')
     code, said = fsck(repo, "--repair")
     assert code == 5 and said["repaired"] == {"chunks": {}, "indexes": [], "quarantined": []}
     assert packs(repo) == before
@@ -155,7 +155,7 @@ def test_large_tensors_and_their_lists(repo: Repository) -> None:
     repo.stage_weights(large)
     repo.commit("large")
     repo.checkout("HEAD", "model.safetensors")
-    lose(max((repo.coral_dir / "packs").glob("*.pack")), repo)
+    lose(max((repo.folder.root / "packs").glob("*.pack")), repo)
     code, said = fsck(repo, "--repair")
     assert code == 9 and sum(said["repaired"]["chunks"].values()) == 4
     assert read(Repository(repo.path)) == raw(large)
@@ -185,7 +185,7 @@ def test_sound_records_of_a_damaged_pack_stay(repo: Repository) -> None:
     before = tree(path / ".coral/packs")
     for place in range(40, pack.stat().st_size, 30_001):
         flip(pack, place)
-        Repository(path).fsck(read_data=True, repair=True)
+        Repository(path).maintenance.fsck(read_data=True, repair=True)
         fresh, whole = Repository(path), 0
         for name, tensors in parts.items():
             try:
@@ -204,10 +204,10 @@ def test_what_stands_on_a_lost_chunk_is_not_relied_on(repo: Repository) -> None:
     """After a base is lost for good, committing the bytes of its deltas again stores them anew."""
     series = Repository(repo.path / "series", init=True)
     made = delta_series(series, 3)
-    first = min((series.coral_dir / "packs").glob("*.pack"))
+    first = min((series.folder.root / "packs").glob("*.pack"))
     for path in (first, first.with_suffix(".idx")):
         path.unlink()
-    left = Repository(series.path).fsck(repair=True)
+    left = Repository(series.path).maintenance.fsck(repair=True)
     assert len(left.damage) == 3
     again = Repository(series.path)
     again.stage_weights(made[-1], "again")
@@ -228,16 +228,16 @@ def test_ten_tenths_are_the_whole(repo: Repository) -> None:
     flip(pack_of(repo, 1), 100)
     found, nbytes = [], []
     for _ in range(10):
-        checked = Repository(repo.path).fsck(read_data=0.1)
+        checked = Repository(repo.path).maintenance.fsck(read_data=0.1)
         found.append(len(checked.damage))
         nbytes.append(checked.nbytes)
     assert sum(found) == 1
     everything = 60 * 500 * 8 + 2 * 50 * 8 * 4
     assert everything - 1600 <= sum(nbytes) <= everything and max(nbytes) < everything / 2
-    state = repo.coral_dir / "cache/scrub.json"
+    state = repo.folder.root / "cache/scrub.json"
     assert int(json.loads(state.read_text())["next"], 16) < 2**64 // 100
     state.write_text("rubbish")
-    assert Repository(repo.path).fsck(read_data=0.5).commits == 3
+    assert Repository(repo.path).maintenance.fsck(read_data=0.5).commits == 3
 
 
 def test_an_interrupted_scrub_goes_on(repo: Repository) -> None:
@@ -248,11 +248,11 @@ def test_an_interrupted_scrub_goes_on(repo: Repository) -> None:
         "import os, sys\nfrom coral import Repository\n"
         "seen = []\n"
         "def progress(n):\n    seen.append(n)\n    if len(seen) == 30: os._exit(7)\n"
-        "Repository(sys.argv[1]).fsck(read_data=0.9, progress=progress)"
+        "Repository(sys.argv[1]).maintenance.fsck(read_data=0.9, progress=progress)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(repo.path)], check=False)
     assert done.returncode == 7
-    place = int(json.loads((repo.coral_dir / "cache/scrub.json").read_text())["next"], 16) / 2**64
+    place = int(json.loads((repo.folder.root / "cache/scrub.json").read_text())["next"], 16) / 2**64
     assert 0.2 < place < 0.7
 
 
@@ -281,10 +281,10 @@ def test_garbage_that_stood_on_a_lost_chunk_is_not_relied_on_either(repo: Reposi
     other.stage_weights(more)
     other.commit("a delta")
     series.delete_branch("b", force=True)
-    first = min((series.coral_dir / "packs").glob("*.pack"))
+    first = min((series.folder.root / "packs").glob("*.pack"))
     for path in (first, first.with_suffix(".idx")):
         path.unlink()
-    assert len(Repository(series.path).fsck(repair=True).damage) == 1
+    assert len(Repository(series.path).maintenance.fsck(repair=True).damage) == 1
     again = Repository(series.path)
     again.stage_weights(more, "again")
     again.commit("again")

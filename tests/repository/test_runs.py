@@ -46,7 +46,7 @@ def artifact(repo: Repository, run: str, name: str = "a.bin") -> bytes:
 def delete(repo: Repository, run: str) -> Path:
     """Delete a run; returns where its file is now."""
     ExperimentTracker(Repository(repo.path)).delete(run)
-    return repo.coral_dir / f"trash/experiments/{run}.json"
+    return repo.folder.root / f"trash/experiments/{run}.json"
 
 
 def restore(repo: Repository, run: str) -> None:
@@ -68,15 +68,15 @@ def test_a_deleted_run_keeps_what_it_names_until_it_is_gone_for_good(repo: Repos
     path = delete(repo, run.experiment_id)
     forget(repo)
     grow_old(repo)
-    assert repo.gc(prune_now=prune_now, dry_run=True).packs == 0
-    assert repo.gc(prune_now=prune_now).packs == 0
+    assert repo.maintenance.gc(prune_now=prune_now, dry_run=True).packs == 0
+    assert repo.maintenance.gc(prune_now=prune_now).packs == 0
     restore(repo, run.experiment_id)
     assert artifact(repo, run.experiment_id) == DATA
     assert read(Repository(repo.path), made) == raw(weights(2))
     delete(repo, run.experiment_id)
     path.unlink()
-    assert repo.gc(prune_now=prune_now, dry_run=True).packs == 2
-    assert repo.gc(prune_now=prune_now).packs == 2
+    assert repo.maintenance.gc(prune_now=prune_now, dry_run=True).packs == 2
+    assert repo.maintenance.gc(prune_now=prune_now).packs == 2
 
 
 def test_undoing_a_collection_brings_back_no_less(repo: Repository) -> None:
@@ -86,7 +86,7 @@ def test_undoing_a_collection_brings_back_no_less(repo: Repository) -> None:
     run = keep(repo)
     delete(repo, run)
     grow_old(repo)
-    assert repo.gc().packs == 1
+    assert repo.maintenance.gc().packs == 1
     restore(repo, run)
     Repository(repo.path).undo()
     assert artifact(repo, run) == DATA and read(Repository(repo.path), made) == raw(weights(2))
@@ -102,7 +102,7 @@ def test_a_deleted_run_that_was_never_ended_keeps_what_its_journal_names(repo: R
     delete(repo, run.experiment_id)
     (seen,) = tracker.trash()
     assert (len(seen.metrics), [one.name for one in seen.artifacts]) == (1, ["a.bin"])
-    assert repo.gc(prune_now=True).packs == 0
+    assert repo.maintenance.gc(prune_now=True).packs == 0
     restore(repo, run.experiment_id)
     assert artifact(repo, run.experiment_id) == DATA
 
@@ -111,13 +111,13 @@ def test_a_deleted_run_that_was_never_ended_keeps_what_its_journal_names(repo: R
 def test_a_file_that_cannot_be_read_stops_the_collection(repo: Repository, where: str) -> None:
     """Nobody knows what it names; the error says which one it is."""
     run = keep(repo)
-    path = repo.coral_dir / f"experiments/{run}.json"
+    path = repo.folder.root / f"experiments/{run}.json"
     if where != "experiments":
         path = delete(repo, run)
     path.unlink()
     path.mkdir()
     with pytest.raises(StorageError, match=str(path)):
-        Repository(repo.path).gc(prune_now=True)
+        Repository(repo.path).maintenance.gc(prune_now=True)
     assert len(packs(repo)) == 1
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_run_keeps_all_that_it_still_names(repo: Repository) -> None:
     run = keep(repo)
     path = delete(repo, run)
     path.write_bytes(path.read_bytes().replace(b'{"summary"', b'{"Summary"').replace(b'"history"', b"rubbish"))
-    assert repo.gc(prune_now=True).packs == 0
+    assert repo.maintenance.gc(prune_now=True).packs == 0
 
 
 # -- while they are moved
@@ -173,7 +173,7 @@ def test_a_run_that_is_restored_between_two_looks_is_seen(repo: Repository) -> N
         with pytest.raises(subprocess.TimeoutExpired):
             started[0].wait(timeout=3)
 
-    assert len(marked(repo, Moving(repo.storage, "names experiments", act))) == 1
+    assert len(marked(repo, Moving(repo.folder, "names experiments", act))) == 1
     finish(started[0])
     assert artifact(repo, run) == DATA
 
@@ -195,7 +195,7 @@ def test_a_run_that_is_moved_before_it_is_read_is_seen(repo: Repository, how: st
         if how != "deleted":
             restore(repo, run.experiment_id)
 
-    assert len(marked(repo, Moving(repo.storage, "modified", act))) == 1
+    assert len(marked(repo, Moving(repo.folder, "modified", act))) == 1
 
 
 def test_a_run_that_goes_with_its_journal_and_comes_back_without_being_read_is_seen(repo: Repository) -> None:
@@ -215,14 +215,14 @@ def test_a_run_that_goes_with_its_journal_and_comes_back_without_being_read_is_s
                     self._now()
             return super().modified(key)
 
-    assert len(marked(repo, Away(repo.storage, "", lambda: restore(repo, run.experiment_id)))) == 1
+    assert len(marked(repo, Away(repo.folder, "", lambda: restore(repo, run.experiment_id)))) == 1
 
 
 def test_a_link_that_leads_nowhere_is_no_run(repo: Repository) -> None:
     """It is not waited for as if it were on its way."""
     run = keep(repo)
-    (repo.coral_dir / "experiments/0123456789ab.json").symlink_to("nowhere")
-    assert [one.run for one in texts_of_runs(repo.storage)] == [run]
+    (repo.folder.root / "experiments/0123456789ab.json").symlink_to("nowhere")
+    assert [one.run for one in texts_of_runs(repo.folder)] == [run]
 
 
 # -- checking and repairing
@@ -230,7 +230,7 @@ def test_a_link_that_leads_nowhere_is_no_run(repo: Repository) -> None:
 
 def pack_of(repo: Repository) -> Path:
     """The newest pack."""
-    return max((repo.coral_dir / "packs").glob("*.pack"))
+    return max((repo.folder.root / "packs").glob("*.pack"))
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
@@ -251,10 +251,10 @@ def test_an_artifact_is_found_however_its_file_is_formatted(repo: Repository) ->
     """Somebody may have formatted it anew, and its name may hold what JSON is made of."""
     name = 'a{"ref": 1}b.bin'
     run = keep(repo, DATA, name)
-    path = repo.coral_dir / f"experiments/{run}.json"
-    (first,) = [record for one in texts_of_runs(repo.storage) for record in one.artifacts]
+    path = repo.folder.root / f"experiments/{run}.json"
+    (first,) = [record for one in texts_of_runs(repo.folder) for record in one.artifacts]
     path.write_text(json.dumps(json.loads(path.read_text().replace('"check"', '"chalk"')), indent=2, sort_keys=True))
-    (again,) = [record for one in texts_of_runs(repo.storage) for record in one.artifacts]
+    (again,) = [record for one in texts_of_runs(repo.folder) for record in one.artifacts]
     assert first == again and (again.name, again.nbytes) == (name, len(DATA))
     assert artifact(repo, run, name) == DATA
 
@@ -283,11 +283,11 @@ def test_commits_that_only_a_run_names_are_checked(repo: Repository) -> None:
     assert fsck(repo)[1]["commits"] == 2
     lost = lose(pack_of(repo), repo)
     with pytest.raises(CorruptionError, match="missing"):
-        Repository(repo.path).gc()
-    (found,) = Repository(repo.path).fsck().damage
+        Repository(repo.path).maintenance.gc()
+    (found,) = Repository(repo.path).maintenance.fsck().damage
     assert (found.commit, found.tensor, found.runs) == (made, "layer.weight", (run.experiment_id,))
     for path in (lost, lost.with_suffix(".idx")):
-        path.rename(repo.coral_dir / "packs" / path.name)
+        path.rename(repo.folder.root / "packs" / path.name)
     assert fsck(repo)[0] == 0
 
 
@@ -297,11 +297,11 @@ def test_an_artifact_of_a_live_run_is_checked(repo: Repository) -> None:
     for name in ("a.bin", "b.bin"):
         assert run.log_artifact(os.urandom(5000), name) is not None
     run.close()
-    for path in sorted((repo.coral_dir / "packs").glob("*.pack")):
+    for path in sorted((repo.folder.root / "packs").glob("*.pack")):
         lose(path, repo)
-    journal = repo.coral_dir / f"experiments/{run.experiment_id}.jsonl"
+    journal = repo.folder.root / f"experiments/{run.experiment_id}.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b"b.bin", b"c.bin"))
-    (found,) = Repository(repo.path).fsck().damage
+    (found,) = Repository(repo.path).maintenance.fsck().damage
     assert (found.commit, found.part) == (f"run:{run.experiment_id}", "a.bin")
 
 
@@ -309,11 +309,11 @@ def test_an_artifact_of_a_live_run_is_checked(repo: Repository) -> None:
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_a_lost_artifact_comes_back_from_a_remote(repo: Repository, data: bytes, is_deleted: bool) -> None:
     """push sent its chunks, and the list of them where there are several."""
-    add_remote(repo.path, repo.storage, Remote("origin", str(repo.path.parent / "remote")))
+    add_remote(repo.path, repo.folder, Remote("origin", str(repo.path.parent / "remote")))
     commit(repo, 1)
     run = keep(repo, data)
-    assert Repository(repo.path).push().chunks > 1
-    assert Repository(repo.path).push().chunks == 0
+    assert Repository(repo.path).remotes.push().chunks > 1
+    assert Repository(repo.path).remotes.push().chunks == 0
     if is_deleted:
         delete(repo, run)
     lose(pack_of(repo), repo)
@@ -332,7 +332,7 @@ def test_a_lost_artifact_comes_back_from_the_trash(repo: Repository) -> None:
     text = path.read_bytes()
     path.unlink()
     grow_old(repo)
-    assert repo.gc().packs == 1
+    assert repo.maintenance.gc().packs == 1
     path.write_bytes(text)
     restore(repo, run)
     assert fsck(repo)[0] == 5 and fsck(repo, "--repair")[0] == 9
@@ -341,18 +341,18 @@ def test_a_lost_artifact_comes_back_from_the_trash(repo: Repository) -> None:
 
 def test_nothing_of_deleted_runs_is_sent(repo: Repository) -> None:
     """Who deleted a run does not expect it with others."""
-    add_remote(repo.path, repo.storage, Remote("origin", str(repo.path.parent / "remote")))
+    add_remote(repo.path, repo.folder, Remote("origin", str(repo.path.parent / "remote")))
     delete(repo, keep(repo))
-    assert Repository(repo.path).push().chunks == 0
+    assert Repository(repo.path).remotes.push().chunks == 0
 
 
 def test_an_artifact_that_is_lost_stops_no_other(repo: Repository) -> None:
     """push names it; all else was sent."""
-    add_remote(repo.path, repo.storage, Remote("origin", str(repo.path.parent / "remote")))
+    add_remote(repo.path, repo.folder, Remote("origin", str(repo.path.parent / "remote")))
     keep(repo, DATA, "lost.bin")
     lose(pack_of(repo), repo)
     keep(repo, DATA[::-1], "there.bin")
     with pytest.raises(CorruptionError, match=r"lost\.bin"):
-        Repository(repo.path).push()
+        Repository(repo.path).remotes.push()
     there = open_remote(repo.path, Repository(repo.path).config)
     assert [len(pack.index) for pack in there.packs.packs] == [1]

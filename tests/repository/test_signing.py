@@ -68,14 +68,14 @@ def signed(repo: Repository, value: float = 1) -> str:
 def test_a_signed_commit_verifies(repo: Repository) -> None:
     """git itself verifies it, and the signature covers the BLAKE3 root of the manifests."""
     commit = signed(repo)
-    found = repo.verify(commit, read_data=True)
+    found = repo.maintenance.verify(commit, read_data=True)
     assert found.commit == commit
     assert "me@example.org" in found.report
     assert found.nbytes == 400_000 + 256
     assert repo.history.commit(commit).root == found.root == root_of(repo.history, repo.history.parts(commit))
-    done = subprocess.run(["git", "-C", repo.coral_dir, "verify-commit", commit], capture_output=True, check=False)
+    done = subprocess.run(["git", "-C", repo.folder.root, "verify-commit", commit], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    subprocess.run(["git", "-C", repo.coral_dir, "fsck", "--strict"], check=True, capture_output=True)
+    subprocess.run(["git", "-C", repo.folder.root, "fsck", "--strict"], check=True, capture_output=True)
     model = Model()
     repo.load_into(model, commit, require_signed=True)
     assert float(model.w.detach().sum()) == 100_000
@@ -84,7 +84,7 @@ def test_a_signed_commit_verifies(repo: Repository) -> None:
 def test_unsigned_commits_are_refused(repo: Repository) -> None:
     """Without a signature nothing is loaded where one is required."""
     with pytest.raises(SignatureError, match="not signed"):
-        repo.verify()
+        repo.maintenance.verify()
     with pytest.raises(SignatureError):
         repo.load_into(Model(), require_signed=True)
 
@@ -95,7 +95,7 @@ def test_another_key_is_refused(repo: Repository, home: Path) -> None:
     repo.stage_weights({"w": np.ones(10, "<f4")})
     commit = repo.commit("mine?", sign=str(home / ".ssh" / "other")).commit_hash
     with pytest.raises(SignatureError, match="trusted"):
-        repo.verify(commit)
+        repo.maintenance.verify(commit)
 
 
 def test_a_changed_commit_is_refused(repo: Repository) -> None:
@@ -104,32 +104,45 @@ def test_a_changed_commit_is_refused(repo: Repository) -> None:
     data = repo.history._handle.read(commit)[1]
     forged = repo.history._handle.write("commit", data.replace(b"signed\n", b"forged\n", 1))
     with pytest.raises(SignatureError, match="trusted"):
-        repo.verify(forged)
+        repo.maintenance.verify(forged)
 
 
 def test_a_signature_without_the_root_is_refused(repo: Repository) -> None:
     """git's own signature covers SHA-1 alone; that is not enough."""
     tree = subprocess.run(
-        ["git", "-C", repo.coral_dir, "rev-parse", "HEAD^{tree}"], check=True, capture_output=True, text=True
+        ["git", "-C", repo.folder.root, "rev-parse", "HEAD^{tree}"], check=True, capture_output=True, text=True
     ).stdout.strip()
     made = subprocess.run(
-        ["git", "-C", repo.coral_dir, "-c", "user.name=n", "-c", "user.email=e", "commit-tree", "-S", "-m", "m", tree],
+        [
+            "git",
+            "-C",
+            repo.folder.root,
+            "-c",
+            "user.name=n",
+            "-c",
+            "user.email=e",
+            "commit-tree",
+            "-S",
+            "-m",
+            "m",
+            tree,
+        ],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.strip()
     assert signing.verify(repo.history.git_dir, made, folder=repo.path).good
     with pytest.raises(SignatureError, match="covers no root"):
-        repo.verify(made)
+        repo.maintenance.verify(made)
 
 
 def test_missing_chunks_are_told(repo: Repository) -> None:
     """What is signed and not here is damage."""
     commit = signed(repo)
-    for path in (repo.coral_dir / "packs").iterdir():
+    for path in (repo.folder.root / "packs").iterdir():
         path.unlink()
     with pytest.raises(CorruptionError):
-        Repository(repo.path).verify(commit)
+        Repository(repo.path).maintenance.verify(commit)
 
 
 def test_no_program_of_a_repository_s_is_run(repo: Repository, tmp_path: Path) -> None:
@@ -138,12 +151,12 @@ def test_no_program_of_a_repository_s_is_run(repo: Repository, tmp_path: Path) -
     evil.write_text(f"#!/bin/sh\ntouch {tmp_path}/pwned\nexit 0\n")
     evil.chmod(0o755)
     subprocess.run(["git", "init", "-q", repo.path], check=True)
-    for folder in (repo.path, repo.coral_dir):
+    for folder in (repo.path, repo.folder.root):
         for key in ("gpg.program", "gpg.ssh.program", "gpg.openpgp.program", "gpg.x509.program"):
             subprocess.run(["git", "-C", folder, "config", key, evil], check=True)
-    subprocess.run(["git", "-C", repo.coral_dir, "config", "gpg.ssh.allowedSignersFile", "/dev/null"], check=True)
+    subprocess.run(["git", "-C", repo.folder.root, "config", "gpg.ssh.allowedSignersFile", "/dev/null"], check=True)
     commit = signed(Repository(repo.path))
-    repo.verify(commit)
+    repo.maintenance.verify(commit)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -178,7 +191,7 @@ def test_gpg(repo: Repository, home: Path, monkeypatch: pytest.MonkeyPatch) -> N
         )
         subprocess.run(["git", "config", "--global", "gpg.format", "openpgp"], check=True)
         subprocess.run(["git", "config", "--global", "user.signingkey", "me@example.org"], check=True)
-        assert "me@example.org" in repo.verify(signed(repo)).report
+        assert "me@example.org" in repo.maintenance.verify(signed(repo)).report
     finally:
         subprocess.run(["gpgconf", "--kill", "all"], check=False)
         subprocess.run(["rm", "-rf", folder], check=False)
@@ -200,8 +213,8 @@ def test_a_replaced_commit_is_not_the_one_that_was_signed(repo: Repository) -> N
     replace.write_text(good + "\n")
     assert "gpgsig" in text and forged != good
     with pytest.raises(SignatureError, match="no signature that is trusted"):
-        repo.verify(forged)
-    assert repo.verify(good).commit == good
+        repo.maintenance.verify(forged)
+    assert repo.maintenance.verify(good).commit == good
 
 
 def test_revoked_keys_stay_revoked(repo: Repository, home: Path) -> None:
@@ -212,7 +225,7 @@ def test_revoked_keys_stay_revoked(repo: Repository, home: Path) -> None:
     subprocess.run(["git", "config", "--global", "gpg.ssh.revocationFile", str(revoked)], check=True)
     empty = home / "empty"
     subprocess.run(["ssh-keygen", "-q", "-k", "-f", empty, "/dev/null"], check=True)
-    subprocess.run(["git", "-C", repo.coral_dir, "config", "gpg.ssh.revocationFile", str(empty)], check=True)
-    subprocess.run(["git", "-C", repo.coral_dir, "config", "gpg.minTrustLevel", "never"], check=True)
+    subprocess.run(["git", "-C", repo.folder.root, "config", "gpg.ssh.revocationFile", str(empty)], check=True)
+    subprocess.run(["git", "-C", repo.folder.root, "config", "gpg.minTrustLevel", "never"], check=True)
     with pytest.raises(SignatureError):
-        repo.verify(commit)
+        repo.maintenance.verify(commit)

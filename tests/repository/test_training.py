@@ -242,7 +242,7 @@ def test_a_module_with_extra_state_and_versions_comes_back(repo: Repository) -> 
 def test_files_of_torch_say_so(repo: Repository, tmp_path: Path) -> None:
     """A checked-out file is what save_file writes as ``format: pt``, which transformers asks for."""
     model = torch.nn.Linear(3, 3)
-    file = repo.coral_dir.parent / "model.safetensors"
+    file = repo.folder.root.parent / "model.safetensors"
     repo.save(model)
     repo.checkout("HEAD", "model.safetensors")
     save_file(model.state_dict(), tmp_path / "torch", metadata={"format": "pt"})

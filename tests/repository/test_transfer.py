@@ -25,7 +25,7 @@ from tests.repository.helpers import commit, weights
 @pytest.fixture
 def remote(repo: Repository, tmp_path: Path) -> ChunkStore:
     """The remote of the repository, empty."""
-    add_remote(repo.path, repo.storage, Remote("origin", str(tmp_path / "remote")))
+    add_remote(repo.path, repo.folder, Remote("origin", str(tmp_path / "remote")))
     return open_remote(repo.path, Repository(repo.path).config)
 
 
@@ -87,7 +87,7 @@ def test_all_that_is_lost_is_named(repo: Repository, remote: ChunkStore, tmp_pat
     manifest = repo.stage_weights(tensors)
     repo.commit("nine")
     for number in range(6):
-        damage(repo.coral_dir, np.asarray(tensors[f"t{number}"]).tobytes())
+        damage(repo.folder.root, np.asarray(tensors[f"t{number}"]).tobytes())
     absent = TensorRecord("absent", "U8", (100,), single_ref(chunk_id(b"nowhere")))
     source = Repository(repo.path).store
     with pytest.raises(CorruptionError, match=r"absent, t0, t1, t2, t3 and 2 more.*missing") as caught:
@@ -103,8 +103,8 @@ def test_push_sends_the_tips(repo: Repository, remote: ChunkStore, tmp_path: Pat
     commits = [commit(repo, seed) for seed in range(5)]
     repo.tag("kept", commits[1].commit_hash)
     repo = Repository(repo.path)
-    sent = repo.push()
-    assert repo.push("origin") == Transferred(0, 0)
+    sent = repo.remotes.push()
+    assert repo.remotes.push("origin") == Transferred(0, 0)
     clone = Repository(tmp_path / "clone", init=True)
     for place in (1, 4):
         fetch_missing(clone.store, remote, repo.parts(commits[place].commit_hash).values())

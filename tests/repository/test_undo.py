@@ -58,9 +58,9 @@ VERBS: dict[str, Callable[[Repository], object]] = {
 def test_each_verb_can_be_undone_and_redone(repo: Repository, verb: str) -> None:
     """All refs are as before, and after another undo as after the verb; one call of a verb is one operation."""
     repo = Repository(repo.path)
-    before, count = refs(repo), len(repo.operations())
+    before, count = refs(repo), len(repo.maintenance.operations())
     VERBS[verb](repo)
-    after, done = refs(repo), len(repo.operations()) - count
+    after, done = refs(repo), len(repo.maintenance.operations()) - count
     assert before != after and done == (2 if "detached" in verb else 1)
     fresh = Repository(repo.path)
     assert len(fresh.undo(done)) == done
@@ -69,7 +69,7 @@ def test_each_verb_can_be_undone_and_redone(repo: Repository, verb: str) -> None
     assert refs(repo) == after
     fresh.undo()
     assert refs(repo) == before
-    assert not Repository(repo.path).fsck().damage
+    assert not Repository(repo.path).maintenance.fsck().damage
 
 
 def test_the_first_commit_can_be_undone(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_ref_that_moved_since_is_left_alone(repo: Repository) -> None:
     """When one ref is elsewhere, unseen by the log, nothing moves."""
     repo.stage_weights(weights(3))
     repo.commit("x", tags=["t"])
-    (repo.coral_dir / ".git/refs/tags/t").write_text(repo.resolve("HEAD~1") + "\n")
+    (repo.folder.root / ".git/refs/tags/t").write_text(repo.resolve("HEAD~1") + "\n")
     before = refs(repo)
     with pytest.raises(ConflictError, match="moved"):
         repo.undo()
@@ -153,12 +153,12 @@ def collected(repo: Repository) -> str:
     other.stage_weights(weights(77))
     made = other.commit("lost").commit_hash
     repo.delete_branch("lost", force=True)
-    log = (repo.coral_dir / "operations").read_bytes()
+    log = (repo.folder.root / "operations").read_bytes()
     forget(repo)
     grow_old(repo)
-    assert repo.gc().packs == 1
-    noted = (repo.coral_dir / "operations").read_bytes()
-    (repo.coral_dir / "operations").write_bytes(log + noted)
+    assert repo.maintenance.gc().packs == 1
+    noted = (repo.folder.root / "operations").read_bytes()
+    (repo.folder.root / "operations").write_bytes(log + noted)
     return made
 
 
@@ -168,9 +168,9 @@ def test_gc_can_be_undone(repo: Repository) -> None:
     repo.undo()
     assert trash(repo) == [] and read(Repository(repo.path), made) == raw(weights(77))
     forget(repo)
-    assert repo.gc().packs == 1
-    assert repo.operations()[0].command == "gc"
-    repo.gc(prune_now=True)
+    assert repo.maintenance.gc().packs == 1
+    assert repo.maintenance.operations()[0].command == "gc"
+    repo.maintenance.gc(prune_now=True)
     with pytest.raises(NotFoundError, match="trash"):
         repo.undo()
 
@@ -181,10 +181,10 @@ def test_a_deleted_branch_comes_back_with_its_weights(repo: Repository) -> None:
     repo.undo(2)
     assert read(Repository(repo.path), "lost") == raw(weights(77)) and repo.branches()["lost"] == made
     repo.delete_branch("lost", force=True)
-    log = (repo.coral_dir / "operations").read_bytes()
+    log = (repo.folder.root / "operations").read_bytes()
     forget(repo)
-    repo.gc(prune_now=True)
-    (repo.coral_dir / "operations").write_bytes(log)
+    repo.maintenance.gc(prune_now=True)
+    (repo.folder.root / "operations").write_bytes(log)
     before = refs(repo)
     with pytest.raises(ConflictError, match="garbage"):
         repo.undo()
@@ -197,29 +197,29 @@ def test_a_torn_or_damaged_line_is_passed_over(repo: Repository) -> None:
     made = commit(repo, 3)
     repo.switch("main")
     repo.delete_branch("c", force=True)
-    path = repo.coral_dir / "operations"
+    path = repo.folder.root / "operations"
     data = path.read_bytes()
     path.write_bytes(data[:-20])
-    for log in (repo.coral_dir / ".git/logs").rglob("*"):
+    for log in (repo.folder.root / ".git/logs").rglob("*"):
         if log.is_file():
             log.unlink()
-    count = len(repo.operations())
+    count = len(repo.maintenance.operations())
     grow_old(repo)
-    assert repo.gc().packs == 0
+    assert repo.maintenance.gc().packs == 0
     repo.create_branch("d")
-    assert len(repo.operations()) == count + 1
+    assert len(repo.maintenance.operations()) == count + 1
     repo.undo()
     assert "d" not in repo.branches()
     assert read(repo, made.commit_hash) == raw(weights(3))
     path.write_bytes(os.urandom(5000))
-    assert repo.operations() == []
+    assert repo.maintenance.operations() == []
     commit(repo, 8)
-    assert len(repo.operations()) == 1
+    assert len(repo.maintenance.operations()) == 1
 
 
 def test_a_log_that_cannot_be_written_fails_no_commit(repo: Repository) -> None:
     """The commit stands; it only cannot be undone."""
-    path = repo.coral_dir / "operations"
+    path = repo.folder.root / "operations"
     path.unlink()
     path.mkdir()
     made = commit(repo, 3)
@@ -228,7 +228,7 @@ def test_a_log_that_cannot_be_written_fails_no_commit(repo: Repository) -> None:
 
 def test_processes_log_at_once(repo: Repository) -> None:
     """No line is lost or torn when several processes move refs."""
-    before = len(repo.operations())
+    before = len(repo.maintenance.operations())
 
     def work(number: int) -> str:
         for turn in range(10):
@@ -236,7 +236,7 @@ def test_processes_log_at_once(repo: Repository) -> None:
         return ""
 
     at_once(work, 4)
-    assert len(repo.operations()) == before + 40
+    assert len(repo.maintenance.operations()) == before + 40
     repo.undo(40)
     assert list(repo.tags()) == ["v1"]
 

@@ -162,7 +162,7 @@ class Life:
                 wrong.append(f"the commit of {value} was acknowledged and is gone")
         tags = repo.tags()
         wrong += [f"the tag {name} is gone" for name, oid in self.tags.items() if tags.get(name) != oid]
-        wrong += [one.message for one in repo.fsck(read_data=True).damage]
+        wrong += [one.message for one in repo.maintenance.fsck(read_data=True).damage]
         return wrong + [one for run in {*self.points, *self.params, *self.ended} for one in self._check_run(repo, run)]
 
     def _check_run(self, repo: Repository, name: str) -> list[str]:
@@ -207,7 +207,7 @@ def interrupt(note: Note, project: Path, how: str, count: int, seed: int) -> tup
             faulthandler.cancel_dump_traceback_later()
     try:
         life.repo.unstage()
-        life.repo.gc(prune_now=True)
+        life.repo.maintenance.gc(prune_now=True)
         wrong += life.check()
     except CoralError:
         wrong.append(traceback.format_exc(limit=-6))
@@ -355,7 +355,7 @@ def fork(note: Note, project: Path, count: int, seed: int) -> tuple[int, list[st
     for worker in workers:
         worker.join(_HANGS_SECONDS)
     run.end()
-    wrong += [one.message for one in Repository(project).fsck(read_data=True).damage]
+    wrong += [one.message for one in Repository(project).maintenance.fsck(read_data=True).damage]
     return count, wrong + [f"child {number}" for number in range(count) if held(repo, f"child{number}") != {number}]
 
 

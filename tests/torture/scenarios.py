@@ -155,16 +155,16 @@ def keep(project: Path, tell: Tell) -> None:
             tell(("artifact", name, number))
         # What waits in memory for the disk keeps collections out, those of its own process too.
         if not run.degraded:
-            repo.gc(prune_now=True)
+            repo.maintenance.gc(prune_now=True)
     run.end()
     tell(("safe", name))
     try:
         tracker.delete(name)
     except (ConflictError, ExperimentNotFoundError):
         return  # the disk refused its end, or its beginning
-    repo.gc(prune_now=True)
+    repo.maintenance.gc(prune_now=True)
     tracker.restore(name)
-    repo.gc(prune_now=True)
+    repo.maintenance.gc(prune_now=True)
 
 
 def kept(number: int) -> bytes:
@@ -205,7 +205,7 @@ def checkout(project: Path, tell: Tell) -> None:
 def repack(project: Path, tell: Tell) -> None:
     """Chunks stored anew, packs merged, git objects packed."""
     repo = Repository(project)
-    repo.repack()
+    repo.maintenance.repack()
     repo.history.consolidate(force=True)
     for number in range(400, 402):
         tell(("commit", commit_one(repo, number), number))
@@ -239,7 +239,7 @@ def collect(project: Path, tell: Tell) -> None:
         repo.stage_weights(weights(number))
         repo.unstage("garbage")
         tell(("commit", repo.commit(f"n={number}", step=number).commit_hash, number))
-        repo.gc(grace=grace, prune_now=not grace)
+        repo.maintenance.gc(grace=grace, prune_now=not grace)
     tell(("commit", commit_one(repo, 751), 751))
 
 
@@ -316,7 +316,7 @@ def check(project: Path, told: list[Told], *, power: bool) -> list[str]:
 
 def _check(project: Path, told: list[Told], *, power: bool) -> list[str]:
     repo = Repository(project)
-    wrong = [f"fsck: {one.message}" for one in repo.fsck(read_data=True).damage]
+    wrong = [f"fsck: {one.message}" for one in repo.maintenance.fsck(read_data=True).damage]
     reached: dict[str, str] = {}
     for name in [*repo.branches(), *repo.tags()]:
         reached |= {one.commit_hash: one.message for one in repo.log(name)}

@@ -79,7 +79,7 @@ def test_a_staged_name(repo: Repository, outside: Path, name: str) -> None:
     """The shell's staging area, which may come from elsewhere, names no file that a commit could then write."""
     shell = Repository(repo.path, shell_staging=True)
     oid = repo.history.part(repo.resolve("HEAD"), FILE)
-    (repo.coral_dir / "staging/index.json").write_text(json.dumps({"base": None, "parts": {name: oid}}))
+    (repo.folder.root / "staging/index.json").write_text(json.dumps({"base": None, "parts": {name: oid}}))
     with watched(outside):
         for call in (shell.status, lambda: shell.commit("x"), lambda: shell.checkout("HEAD", name)):
             assert isinstance(attempt(call), CoralError)
@@ -151,11 +151,11 @@ def use_everything(repo: Repository) -> list[object]:
         attempt(train),
         attempt(lambda: fresh.checkout("main", FILE)),
         attempt(fresh.status),
-        attempt(fresh.repack),
-        attempt(lambda: fresh.gc(prune_now=True)),
-        attempt(lambda: fresh.fsck(repair=True)),
+        attempt(fresh.maintenance.repack),
+        attempt(lambda: fresh.maintenance.gc(prune_now=True)),
+        attempt(lambda: fresh.maintenance.fsck(repair=True)),
         attempt(fresh.undo),
-        attempt(fresh.storage.sweep_temporary),
+        attempt(fresh.folder.sweep_temporary),
     ]
 
 
@@ -163,9 +163,9 @@ def use_everything(repo: Repository) -> list[object]:
 @pytest.mark.parametrize("place", LINKED)
 def test_a_link_below_coral(repo: Repository, outside: Path, place: str) -> None:
     """A folder of coral's that is a link to the user's: nothing is made, changed or removed there."""
-    path = repo.coral_dir / place
+    path = repo.folder.root / place
     if path.exists():
-        path.rename(repo.coral_dir / "moved")
+        path.rename(repo.folder.root / "moved")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(outside)
     for name in outside.iterdir():
@@ -189,7 +189,7 @@ def test_a_link_below_coral(repo: Repository, outside: Path, place: str) -> None
 )
 def test_a_link_in_the_place_of_a_file(repo: Repository, outside: Path, place: str) -> None:
     """A lock, a ref or a reflog that is a link makes no file, and adds nothing to one."""
-    path = repo.coral_dir / place
+    path = repo.folder.root / place
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(outside / ("precious" if "logs" in place or place == "operations" else "made"))
@@ -203,7 +203,7 @@ def test_a_link_in_the_place_of_a_file(repo: Repository, outside: Path, place: s
 @pytest.mark.parametrize("kind", ["pipe", "zero", "sparse"])
 def test_a_small_file_that_is_none(repo: Repository, outside: Path, place: str, kind: str) -> None:
     """A pipe is not waited for, an endless device is not read, and a file of terabytes takes no memory."""
-    path = repo.coral_dir / place
+    path = repo.folder.root / place
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     if kind == "pipe":
@@ -392,8 +392,8 @@ def test_an_option_in_the_place_of_a_name(repo: Repository, outside: Path, word:
         lambda: repo.rename_branch("main", word),
         lambda: repo.commit("x", allow_empty=True, sign=word),
         lambda: repo.commit("x", allow_empty=True, tags=[word]),
-        lambda: repo.verify(word),
-        lambda: add_remote(repo.path, repo.storage, Remote(word, str(outside))),
+        lambda: repo.maintenance.verify(word),
+        lambda: add_remote(repo.path, repo.folder, Remote(word, str(outside))),
         lambda: ExperimentTracker(repo).get(word),
         lambda: ExperimentTracker(repo).restore(word),
     ]
@@ -578,8 +578,8 @@ def plant(repo: Repository, *records: tuple[ChunkId, bytes, Entry]) -> None:
         data += pack_header(chunk, where, checksum(payload)) + payload
         entries.append((chunk, where))
     name = "00000009-0123456789abcdef"
-    (repo.coral_dir / "packs" / f"{name}.pack").write_bytes(data)
-    (repo.coral_dir / "packs" / f"{name}.idx").write_bytes(build(entries))
+    (repo.folder.root / "packs" / f"{name}.pack").write_bytes(data)
+    (repo.folder.root / "packs" / f"{name}.idx").write_bytes(build(entries))
 
 
 def plain(length: int, *, kind: int = KIND_CHUNK, codec: int = 0, depth: int = 0, item: int = 1) -> Entry:
@@ -618,7 +618,7 @@ def test_a_record_that_lies(repo: Repository, outside: Path, kind: str) -> None:
     with watched(outside):
         assert isinstance(attempt(lambda: read(fresh, "lies")), CorruptionError)
         assert isinstance(attempt(lambda: fresh.checkout("lies", FILE)), CorruptionError)
-        assert fresh.fsck(read_data=True).damage
+        assert fresh.maintenance.fsck(read_data=True).damage
         assert read(fresh, "main") == raw(weights(1))
 
 
@@ -636,7 +636,7 @@ INDEXES: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", INDEXES)
 def test_an_index_that_lies(repo: Repository, outside: Path, kind: str) -> None:
     """Weights come back right or not at all, whatever an index with a right checksum says."""
-    (index,) = (repo.coral_dir / "packs").glob("*.idx")
+    (index,) = (repo.folder.root / "packs").glob("*.idx")
     index.chmod(0o644)
     body = INDEXES[kind](index.read_bytes()[:-8])
     index.write_bytes(body + checksum(body).to_bytes(8, "little"))
@@ -667,7 +667,7 @@ TEXTS = {
 def test_settings_that_are_none(repo: Repository, outside: Path, kind: str) -> None:
     """A settings file that would take the stack, the time or the memory is one clear error, own or offered."""
     git(repo.path, "init", "-q")
-    offers, own = repo.path / ".coralconfig", repo.coral_dir / "config.toml"
+    offers, own = repo.path / ".coralconfig", repo.folder.root / "config.toml"
     sound, text = own.read_bytes(), TEXTS[kind].encode("utf-8", "surrogateescape")
     from coral.verbs.sharing.remotes import adopt_remotes, offered_remotes
 
@@ -678,7 +678,7 @@ def test_settings_that_are_none(repo: Repository, outside: Path, kind: str) -> N
         own.write_bytes(sound)
         offers.write_bytes(text)
         for call in (offered_remotes, adopt_remotes):
-            refused = attempt(lambda call=call: call(repo.path, repo.storage))  # type: ignore[misc]
+            refused = attempt(lambda call=call: call(repo.path, repo.folder))  # type: ignore[misc]
             assert isinstance(refused, CoralError)
 
 
@@ -698,7 +698,7 @@ STAGED = {
 @pytest.mark.parametrize("kind", STAGED)
 def test_staging_that_is_none(repo: Repository, outside: Path, kind: str) -> None:
     """A hostile index of the staging area is damage that is named; the commits are read as ever."""
-    (repo.coral_dir / "staging/index.json").write_text(STAGED[kind])
+    (repo.folder.root / "staging/index.json").write_text(STAGED[kind])
     with watched(outside):
         for call in (Repository(repo.path, shell_staging=True).status, lambda: use_everything(repo)[0]):
             assert isinstance(error := attempt(call), CorruptionError) and "index.json" in str(error)
@@ -709,7 +709,7 @@ def test_a_flipped_letter_of_what_is_staged(repo: Repository) -> None:
     """A name that damage made another name is not committed."""
     shell = Repository(repo.path, shell_staging=True)
     shell.stage_weights(weights(2), "model")
-    index = repo.coral_dir / "staging/index.json"
+    index = repo.folder.root / "staging/index.json"
     text = index.read_text()
     index.write_text(text.replace('"model"', '"mndel"'))
     with pytest.raises(CorruptionError, match="checksum"):
@@ -821,7 +821,7 @@ def test_escape_sequences_are_shown(
     what a terminal would obey; the text around it is readable."""
     repo.stage_weights({f"w{ESCAPES}": np.ones(9, "f4")}, metadata={ESCAPES: ESCAPES})
     made = repo.commit(f"message {ESCAPES}", author=f"{ESCAPES} <x@y>").commit_hash
-    (repo.coral_dir / ".git/refs/heads" / "b\x9b31m\u202etxt").write_text(made + "\n")
+    (repo.folder.root / ".git/refs/heads" / "b\x9b31m\u202etxt").write_text(made + "\n")
     with ExperimentTracker(repo).start("a run", f"why {ESCAPES}", {ESCAPES: ESCAPES}, [f"t{ESCAPES}"]) as run:
         run.log(f"loss{ESCAPES}", 1.0)
         run.set_notes(ESCAPES)
@@ -869,7 +869,7 @@ def test_no_program_of_a_configuration_is_run(
     repo: Repository, tmp_path: Path, where: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever programs a repository's configuration names, the code's or the history's, no command runs any."""
-    code, history = repo.path, repo.coral_dir / ".git"
+    code, history = repo.path, repo.folder.root / ".git"
     git(code, "init", "-q")
     (code / "train.py").write_text("x = 1\n")
     (code / ".gitattributes").write_text("* filter=evil diff=evil merge=evil\n")
@@ -881,7 +881,7 @@ def test_no_program_of_a_configuration_is_run(
     for hook in ("post-index-change", "pre-commit", "post-checkout", "reference-transaction", "fsmonitor-watchman"):
         (hooks / hook).symlink_to(program)
         (history / "hooks" / hook).symlink_to(program)
-    folder = repo.coral_dir if where == "the history's" else code
+    folder = repo.folder.root if where == "the history's" else code
     config = tmp_path / "included" if where == "included" else folder / ".git/config"
     for key in (*PROGRAMS, *(f"alias.{name}" for name in ALIASES)):
         value = f"!{program}" if key.startswith(("alias", "credential")) else str(program)
@@ -907,7 +907,7 @@ def test_no_program_of_a_configuration_is_run(
 
 def forge(repo: Repository, run: str, **changes: object) -> None:
     """Rewrite fields of a run's file, in a file that somebody formatted anew."""
-    path = repo.coral_dir / "experiments" / f"{run}.json"
+    path = repo.folder.root / "experiments" / f"{run}.json"
     data = json.loads(path.read_text())
     for place, fields in changes.items():
         data[place].update(fields)
@@ -969,12 +969,12 @@ def test_a_thousand_runs_that_descend_from_each_other(repo: Repository, outside:
     tracker = ExperimentTracker(repo)
     with tracker.start("a run") as run:
         run.log("loss", 1.0)
-    source = (repo.coral_dir / "experiments" / f"{run.experiment_id}.json").read_text().replace('"check"', '"chalk"')
+    source = (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_text().replace('"check"', '"chalk"')
     for number in range(1200):
         parent = f'"{(number + 1) % 1200:012x}"' if circle or number < 1199 else "null"
         text = source.replace(run.experiment_id, f"{number:012x}").replace('"parent":null', f'"parent":{parent}')
         text = text.replace('"parent_experiment":null', f'"parent_experiment":{parent}')
-        (repo.coral_dir / "experiments" / f"{number:012x}.json").write_text(text)
+        (repo.folder.root / "experiments" / f"{number:012x}.json").write_text(text)
     with watched(outside, seconds=30):
         for number in (0, 600, 1199):
             family = ExperimentTracker(repo).lineage(f"{number:012x}")

@@ -98,7 +98,7 @@ def answers(project: Path) -> Answers:
     ask("log", lambda: [str(one) + one.message + one.author + str(one.time) + str(one.metrics) for one in repo.log()])
     for ref in ("main", "dev", "v1", "noted", "HEAD~2"):
         ask(f"weights of {ref}", lambda ref=ref: raw(repo.get_all_weights(ref, "model.safetensors")))  # type: ignore[misc]
-    ask("fsck", lambda: repo.fsck().damage and Damaged("fsck says so"))
+    ask("fsck", lambda: repo.maintenance.fsck().damage and Damaged("fsck says so"))
     ask("state", lambda: raw(repo.get_all_weights("HEAD", "state")))
     ask("parts", lambda: repo.parts())
     ask("staged", lambda: repo.status().staged)

@@ -320,7 +320,7 @@ def _tables() -> list[bytes]:
     with ExperimentTracker(repo).start("a run") as run:
         run.log("loss", 1.0, step=1)
     ExperimentTracker(repo).list()
-    return [(repo.coral_dir / "cache/experiments.index").read_bytes()]
+    return [(repo.folder.root / "cache/experiments.index").read_bytes()]
 
 
 def _read_table(data: bytes) -> None:

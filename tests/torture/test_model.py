@@ -178,7 +178,7 @@ class Training(RuleBasedStateMachine):
 
     @rule()
     def repack(self) -> None:
-        self.repo.repack()
+        self.repo.maintenance.repack()
 
     # -- runs
 
@@ -324,7 +324,7 @@ class Training(RuleBasedStateMachine):
                 self.tracker.end()
             for commit, (value, _) in self.commits.items():
                 assert raw(Repository(self.folder).get_all_weights(commit, FILE)) == raw(tensors(value))
-            assert not self.repo.fsck(read_data=True).damage
+            assert not self.repo.maintenance.fsck(read_data=True).damage
         shutil.rmtree(self.folder)
 
 

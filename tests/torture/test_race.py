@@ -43,7 +43,7 @@ _READER = """
 _COLLECTOR = """
     chunks = 0
     while not os.path.exists(sys.argv[2]):
-        chunks += Repository(sys.argv[1]).gc(**eval(sys.argv[3])).chunks
+        chunks += Repository(sys.argv[1]).maintenance.gc(**eval(sys.argv[3])).chunks
     print(chunks)
 """
 
@@ -87,7 +87,7 @@ def _missing(project: Path, told: list[list[str]], commits: int) -> list[str]:
 
 
 def _damage(project: Path) -> list[str]:
-    return [f"fsck: {one.message}" for one in Repository(project).fsck(read_data=True).damage]
+    return [f"fsck: {one.message}" for one in Repository(project).maintenance.fsck(read_data=True).damage]
 
 
 @pytest.mark.parametrize("how", COLLECTING)

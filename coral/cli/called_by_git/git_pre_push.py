@@ -65,6 +65,6 @@ def _send(session: Session, like: str, manifests: Iterator[Manifest]) -> None:
         ) from None
     name = remote_for(repo, like=like)
     with progress_bar("sending tensors", None, quiet=session.quiet) as progress:
-        sent = repo.send(manifests, name, progress=progress)
+        sent = repo.remotes.send(manifests, name, progress=progress)
     if sent.chunks and not session.quiet:
         click.echo(f"coral: sent {count(sent.chunks, 'chunk')}, {size(sent.nbytes)} to '{name}'", err=True)

@@ -58,7 +58,7 @@ def command(session: Session, read_data: str | None, git: bool, repair: bool, as
 
     repo, share = session.open(), _share(read_data)
     with progress_bar("checking", None, quiet=session.quiet) as progress:
-        checked = repo.fsck(read_data=share, git=git, repair=repair, progress=progress)
+        checked = repo.maintenance.fsck(read_data=share, git=git, repair=repair, progress=progress)
         lost = list(damaged_runs(repo))
     if as_json:
         print_json(asdict(checked) | {"damaged_runs": [one._asdict() for one in lost]})

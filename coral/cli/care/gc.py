@@ -42,7 +42,7 @@ def command(session: Session, dry_run: bool, grace: str, prune_now: bool, as_jso
     """
     repo = session.open()
     with progress_bar("collecting", None, quiet=session.quiet) as progress:
-        done = repo.gc(grace=_seconds(grace), prune_now=prune_now, dry_run=dry_run, progress=progress)
+        done = repo.maintenance.gc(grace=_seconds(grace), prune_now=prune_now, dry_run=dry_run, progress=progress)
     if as_json:
         print_json(asdict(done))
         return

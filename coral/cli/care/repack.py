@@ -34,7 +34,7 @@ def command(session: Session, refs: tuple[str, ...], as_json: bool) -> None:
     repo = session.open()
     names = refs or (*repo.history.branches().values(), *repo.history.tags().values(), *_best(repo))
     with progress_bar("repacking", None, quiet=session.quiet) as progress:
-        done = repo.repack(*names, progress=progress)
+        done = repo.maintenance.repack(*names, progress=progress)
     if as_json:
         print_json(asdict(done))
         return

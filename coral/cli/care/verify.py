@@ -30,7 +30,7 @@ def command(session: Session, ref: str, read_data: bool, as_json: bool) -> None:
     """
     repo = session.open()
     with progress_bar("verifying", None, quiet=session.quiet) as progress:
-        verified = repo.verify(ref, read_data=read_data, progress=progress)
+        verified = repo.maintenance.verify(ref, read_data=read_data, progress=progress)
     if as_json:
         print_json(asdict(verified))
         return

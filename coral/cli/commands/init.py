@@ -30,6 +30,6 @@ def command(session: Session, path: str, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(repo.path), "created": not there})
     elif there:
-        session.say(f"There is a coral repository already in {repo.coral_dir}")
+        session.say(f"There is a coral repository already in {repo.folder.root}")
     else:
-        session.say(f"Made a coral repository in {repo.coral_dir}")
+        session.say(f"Made a coral repository in {repo.folder.root}")

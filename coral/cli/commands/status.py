@@ -12,7 +12,7 @@ from coral.cli.look.output import count, json_option, print_json, printable, siz
 from coral.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
-    from coral.repository import Status
+    from coral.verbs.status import Status
 
 _KINDS = {"added": "new file", "changed": "changed", "removed": "removed"}
 

@@ -35,7 +35,7 @@ def command(session: Session, number: int, lists: bool, as_json: bool) -> None:
       coral undo --list
     """
     repo = session.open()
-    found = repo.operations()[:_LISTED] if lists else repo.undo(number)
+    found = repo.maintenance.operations()[:_LISTED] if lists else repo.undo(number)
     if as_json:
         print_json([_data(one) for one in found])
     elif lists:

@@ -45,9 +45,9 @@ def say_settings(session: Session, keys: Iterable[str], verb: str, whose: str) -
 def say_installed(session: Session, place: Place, done: Installed) -> None:
     """Say what an installation changed, and what the user should know of the hook."""
     if done.created:
-        session.say(f"Made a coral repository in {done.coral_dir}")
+        session.say(f"Made a coral repository in {done.folder}")
     elif done.noted:
-        session.say(f"noted in {printable(str(done.coral_dir))} that this repository relies on it")
+        session.say(f"noted in {printable(str(done.folder))} that this repository relies on it")
     say_settings(session, done.settings, "wrote", "repository")
     for setting in done.overwritten:
         session.say(f"overwrote {setting}")

@@ -31,7 +31,7 @@ def command(session: Session, remote: str | None, as_json: bool) -> None:
     repo = session.open()
     name = remote_for(repo, remote)
     with progress_bar("sending", None, quiet=session.quiet) as progress:
-        sent = repo.push(name, progress=progress)
+        sent = repo.remotes.push(name, progress=progress)
     if as_json:
         print_json({"remote": name, **asdict(sent)})
     elif sent.chunks:

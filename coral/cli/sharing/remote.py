@@ -50,10 +50,8 @@ def show(session: Session, verbose: bool, as_json: bool) -> None:
     Example:
       coral remote list -v
     """
-    from coral.verbs.sharing.remotes import offered_remotes
-
-    repo = session.open()
-    own, offered = repo.config.remotes, offered_remotes(repo.path, repo.storage)
+    remotes = session.open().remotes
+    own, offered = list(remotes), remotes.offered()
     if as_json:
         print_json([*_data(own, adopted=True), *_data(offered, adopted=False)])
         return
@@ -85,11 +83,7 @@ def add(session: Session, name: str, path: str, private: bool, as_json: bool) ->
       coral remote add origin /mnt/models
       coral remote add usb /media/usb/models --private
     """
-    from coral.verbs.config import Remote
-    from coral.verbs.sharing.remotes import add_remote
-
-    repo = session.open()
-    told = add_remote(repo.path, repo.storage, Remote(name, path), private=private)
+    told = session.open().remotes.add(name, path, private=private)
     if as_json:
         print_json({"name": name, "url": path, "offered_in": None if told is None else str(told)})
         return
@@ -110,10 +104,7 @@ def remove(session: Session, name: str, private: bool, as_json: bool) -> None:
     Example:
       coral remote remove usb
     """
-    from coral.verbs.sharing.remotes import remove_remote
-
-    repo = session.open()
-    changed = remove_remote(repo.path, repo.storage, name, private=private)
+    changed = session.open().remotes.remove(name, private=private)
     if as_json:
         print_json({"name": name, "no_longer_offered_in": None if changed is None else str(changed)})
         return
@@ -132,10 +123,7 @@ def adopt(session: Session, as_json: bool) -> None:
     Example:
       coral remote adopt
     """
-    from coral.verbs.sharing.remotes import adopt_remotes
-
-    repo = session.open()
-    adopted = adopt_remotes(repo.path, repo.storage)
+    adopted = session.open().remotes.adopt()
     if as_json:
         print_json(_data(adopted, adopted=True))
         return

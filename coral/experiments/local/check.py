@@ -30,13 +30,13 @@ class DamagedRun(NamedTuple):
 
 def run_ids(repo: Repository) -> list[str]:
     """The ids of all runs that have a file, damaged or not."""
-    names = (name.partition(".") for name in repo.storage.names(RUNS))
+    names = (name.partition(".") for name in repo.folder.names(RUNS))
     return sorted(stem for stem, _, kind in names if kind == "json" and ID.fullmatch(stem))
 
 
 def damaged_runs(repo: Repository) -> Iterator[DamagedRun]:
     """The runs whose fields, points or journal cannot be read, or not all of them; those in the trash come last."""
-    backend = LocalBackend(repo.storage)
+    backend = LocalBackend(repo.folder)
     for run in run_ids(repo):
         yield from _damage(run, backend.load)
     for run in backend.trashed():

@@ -30,7 +30,7 @@ class Installed:
     """What :func:`install` did.
 
     Attributes:
-        coral_dir: the folder of coral's repository.
+        folder: the folder of coral's repository.
         created: whether it was made.
         settings: the keys of git's configuration that changed.
         overwritten: what ``force`` overwrote, as ``key = value``.
@@ -40,7 +40,7 @@ class Installed:
         noted: whether it was noted that the repository relies on coral's, see :mod:`coral.verbs.relying`.
     """
 
-    coral_dir: Path
+    folder: Path
     created: bool
     settings: tuple[str, ...]
     overwritten: tuple[str, ...]
@@ -95,7 +95,7 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
     before = hook.with_name(BEFORE)
     there = os.path.lexists(before)
     return Installed(
-        coral_dir=folder.root,
+        folder=folder.root,
         created=created,
         settings=tuple(changed),
         overwritten=tuple(taken),
