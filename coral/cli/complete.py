@@ -38,7 +38,9 @@ def _parts(repo: Repository) -> list[str]:
 
 
 def _runs(repo: Repository) -> list[str]:
-    return sorted(path.stem for path in (repo.folder.root / "experiments").glob("*.json"))
+    from coral.verbs.runs import run_ids
+
+    return run_ids(repo.folder)
 
 
 complete_ref = _completer(_refs)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from coral.errors import CoralError, RefNotFoundError
+from coral.format.contents import lock
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def one_at_a_time(repo: Repository) -> Iterator[None]:
     not to start."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(CoralError):
-            stack.enter_context(file_lock(repo.folder.path("locks/starting"), timeout=_LOCK_SECONDS))
+            stack.enter_context(file_lock(repo.folder.path(lock("starting")), timeout=_LOCK_SECONDS))
         yield
 
 

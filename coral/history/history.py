@@ -18,6 +18,7 @@ from coral.errors import (
     RefNotFoundError,
     UsageError,
 )
+from coral.format.contents import LOCKS
 from coral.format.names import check_ref
 from coral.history import commit as commits
 from coral.history import message as messages
@@ -79,7 +80,7 @@ class History:
                 folder.create("HEAD", f"ref: {branch_ref(branch)}\n".encode())
             except AlreadyExistsError:
                 pass
-        return cls(git_dir, locks=locks if locks is not None else git_dir.parent / "locks")
+        return cls(git_dir, locks=locks if locks is not None else git_dir.parent / LOCKS)
 
     # -- objects
 

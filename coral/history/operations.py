@@ -23,10 +23,10 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from coral.errors import CoralError, NotFoundError
+from coral.format.contents import OPERATIONS
 from coral.ids import checksum
 from coral.storage.folder import Folder
 
-_FILE = "operations"
 _DIGITS = 16
 _LONGEST_COMMAND = 200
 _ID = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
@@ -135,7 +135,7 @@ class OperationLog:
     def _write(self, line: Mapping[str, object]) -> None:
         text = json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode()
         whole = b"%016x %s\n" % (checksum(text), text)
-        file = self._folder.append(_FILE)
+        file = self._folder.append(OPERATIONS)
         try:
             file.write(whole if self._is_whole(os.fstat(file.fileno()).st_size) else b"\n" + whole)
         finally:
@@ -146,7 +146,7 @@ class OperationLog:
         if not size:
             return True
         last = memoryview(bytearray(1))
-        file = self._folder.open(_FILE)
+        file = self._folder.open(OPERATIONS)
         try:
             file.read_into(size - 1, last)
         finally:
@@ -175,7 +175,7 @@ class OperationLog:
 
     def _lines(self) -> list[bytes]:
         try:
-            return self._folder.read(_FILE).splitlines()
+            return self._folder.read(OPERATIONS).splitlines()
         except NotFoundError:
             return []
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from coral.errors import CoralError, CorruptionError, VersionError
+from coral.format.contents import CONFIG
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 
-CONFIG = "config.toml"
 FORMAT_VERSION = 1
 _LIMIT = 64 << 10
 _MAX_DOTS = 200

@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING
 
 from coral import threads
 from coral.errors import ConflictError, CorruptionError, NotFoundError, RepositoryNotFoundError, StorageError
+from coral.format.contents import CONFIG, CORAL, FOLDERS, HISTORY, LINKED_FROM, PACKS, TMP, lock
 from coral.git.enclosing import common_dir, find_git, owner
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.storage.memory import available_memory
 from coral.storage.mounts import network_file_system
-from coral.verbs.config import CONFIG, Config
+from coral.verbs.config import Config
 
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
 
-CORAL = ".coral"
-LINKED_FROM = "linked-from"
-"""In a ``.coral`` that lies elsewhere: the projects that it is for, each path a line."""
 _EXCLUDE = "exclude"
 _LINKS_BYTES = 1 << 20
-_FOLDERS = ("packs", "staging", "experiments", "trash", "tmp", "locks")
 _SHARE_OF_MEMORY = 4
+
+
+def is_there(project: Path) -> bool:
+    """Whether a folder has a repository, wherever that leads."""
+    return (project / CORAL / CONFIG).exists()
 
 
 def open_folder(project: Path) -> Folder:
@@ -63,13 +65,13 @@ def create(project: Path) -> Folder:
     # A linked worktree may be removed with all that is in it: the repository belongs beside the main one.
     folder = _folder(_find(project) or _main_worktree(project) or project)
     folder.make_folder()
-    with file_lock(folder.root / "locks" / "init"):
+    with file_lock(folder.path(lock("init"))):
         if not folder.exists(CONFIG):
-            for name in _FOLDERS:
+            for name in FOLDERS:
                 folder.make_folder(name)
             from coral.history import History  # its library is not needed to find a repository
 
-            History.create(folder.root / ".git")
+            History.create(folder.path(HISTORY))
             _exclude(project)
             if folder.root.parent != project and owner(project) == "unsaid":
                 folder.write(LINKED_FROM, f"{os.path.realpath(project)}\n".encode(errors="surrogateescape"))
@@ -89,8 +91,8 @@ def open_store(folder: Folder, config: Config) -> ChunkStore:
     from coral.objects import ChunkStore
 
     return ChunkStore(
-        folder.sub("packs"),
-        folder.root / "locks" / "store",
+        folder.sub(PACKS),
+        folder.path(lock("store")),
         threads=config.threads,
         verify_writes=config.verify_writes,
         memory=(lambda: available_memory() // _SHARE_OF_MEMORY) if config.keep_parent else None,
@@ -109,7 +111,7 @@ def _warn_of_network(project: Path) -> None:
 
 def _folder(project: Path) -> Folder:
     root = project / CORAL
-    return Folder(root, temporary=root / "tmp")
+    return Folder(root, temporary=root / TMP)
 
 
 def _find(project: Path) -> Path | None:
@@ -157,7 +159,7 @@ def _refuse_links(project: Path) -> None:
     coral = project / CORAL
     if coral.is_symlink() and not _is_linked_from(coral, project):
         raise _not_said(f"{coral} is a symbolic link", coral, project)
-    history = coral / ".git"
+    history = coral / HISTORY
     if history.is_symlink() or os.path.lexists(history / "commondir"):
         raise ConflictError(
             f"{history} leads to another repository, and is not used", hint=f"move that one's folder to {history}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from coral import forks
+from coral.format.contents import HISTORY, LOCKS, STAGING
 from coral.history import History
 from coral.live import Live
 from coral.verbs import layout
@@ -73,14 +74,14 @@ class Opened(Live):
         self.project = project
         self.folder = layout.create(project) if init else layout.open_folder(project)
         self.config = Config.load(self.folder)
-        self.history = History(self.folder.root / ".git", locks=self.folder.root / "locks")
+        self.history = History(self.folder.path(HISTORY), locks=self.folder.path(LOCKS))
         self.reader = PartReader(self.history)
         self.making = forks.rlock()
         self.line = Line(
             self.history,
             self.reader,
             lambda: self.store,
-            ShellStaging(self.folder.sub("staging"), self.history, self.reader) if shell_staging else PrivateStaging(),
+            ShellStaging(self.folder.sub(STAGING), self.history, self.reader) if shell_staging else PrivateStaging(),
             durable=shell_staging,
         )
 
@@ -94,7 +95,7 @@ class Opened(Live):
         """The project's files."""
         from coral.verbs.worktree import WorkTree
 
-        return WorkTree(self.project, self.folder.sub("staging"), self.history, self.reader, lambda: self.store)
+        return WorkTree(self.project, self.folder.sub(STAGING), self.history, self.reader, lambda: self.store)
 
     @_Made
     def provenance(self) -> Provenance:

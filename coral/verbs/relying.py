@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
 from coral.errors import CorruptionError, GitCommandError, NotFoundError
+from coral.format.contents import RELYING, lock
 from coral.git.command import ask
 from coral.git.enclosing import common_dir, find_git, is_git_dir, owner
 from coral.storage.bounded import read_bounded
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from coral.format.manifest import Manifest
     from coral.git.objects import Where
 
-NOTES = "relying"
 MARKS = "coral"
 _LIMIT = 1 << 20
 _NOTE = re.compile(r"([0-9a-f]{32}) (/[!-~]*)", re.ASCII)
@@ -162,7 +162,7 @@ def note(folder: Folder, project: Path, common: Path) -> bool:
     if owner(project) == "another" or is_noted(folder, common):
         return False
     path = Path(os.path.realpath(common))
-    with file_lock(folder.root / "locks" / NOTES):
+    with file_lock(folder.path(lock(RELYING))):
         notes = _read(folder)
         # One that is moved has its mark; where another one has it as well, this one is a copy.
         moved = [note for note in notes if _has_mark(path, note.mark) and not _has_mark(note.path, note.mark)]
@@ -182,7 +182,7 @@ def forget(folder: Folder, common: Path | None = None) -> list[Path]:
         CorruptionError: what is noted cannot be read.
     """
     path = Path(os.path.realpath(common)) if common is not None else None
-    with file_lock(folder.root / "locks" / NOTES):
+    with file_lock(folder.path(lock(RELYING))):
         notes = _read(folder)
         own = [note for note in notes if path is not None and (note.path == path or _has_mark(path, note.mark))]
         lost = [note for note in notes if note not in own and not _has_mark(note.path, note.mark)]
@@ -200,7 +200,7 @@ def _has_mark(common: Path, mark: str) -> bool:
 
 def _read(folder: Folder) -> list[_Note]:
     try:
-        lines = read_bounded(folder, NOTES, _LIMIT).decode().splitlines()
+        lines = read_bounded(folder, RELYING, _LIMIT).decode().splitlines()
     except NotFoundError:
         return []
     except UnicodeDecodeError:
@@ -211,14 +211,14 @@ def _read(folder: Folder) -> list[_Note]:
     ]
     if len(notes) < len(lines):
         raise CorruptionError(
-            f"{folder.path(NOTES)} is damaged, so that nobody knows which git repositories rely on the tensors here",
+            f"{folder.path(RELYING)} is damaged, so that nobody knows which git repositories rely on the tensors here",
             hint="remove it, and run 'coral install' in each of them",
         )
     return notes
 
 
 def _write(folder: Folder, notes: Iterable[_Note]) -> None:
-    folder.write(NOTES, "".join(f"{note.mark} {_line(str(note.path))}" for note in notes).encode())
+    folder.write(RELYING, "".join(f"{note.mark} {_line(str(note.path))}" for note in notes).encode())
 
 
 def _line(path: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, NotFoundError
+from coral.format.contents import RUNS, TRASH, lock
 from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
 from coral.ids import ContentRef, checksum
@@ -23,19 +24,23 @@ from coral.verbs.git_manifests import STORED
 if TYPE_CHECKING:
     from coral.storage.folder import Folder
 
-RUNS = "experiments"
-TRASH = "trash/experiments"
-LOCK = "locks/experiments"
+DELETED = f"{TRASH}/{RUNS}"
+LOCK = lock(RUNS)
 """Who moves a run, or folds it, holds it alone."""
 
 _SECONDS = 15.0
-_JOURNAL = ".jsonl"
+_RUN, _JOURNAL = ".json", ".jsonl"
 _COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
 _BRACE_OR_STRING = re.compile(rb'[{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MOST_BYTES = (1 << 63) - 1
 
 Seen = dict[str, tuple[float, int]]
 """When a file that was read had last been changed, and its size."""
+
+
+def run_ids(folder: Folder) -> list[str]:
+    """The ids of the runs there are, by the names of their files alone."""
+    return sorted(name.removesuffix(_RUN) for name in folder.names(RUNS) if name.endswith(_RUN))
 
 
 class RunText(NamedTuple):
@@ -100,7 +105,7 @@ def _keys(folder: Folder, *, trash: bool) -> list[str]:
         # Where there is no lock and none can be made, nobody has ever moved a run.
         with contextlib.suppress(NotFoundError):
             stack.enter_context(file_lock(folder.path(LOCK), shared=True, timeout=_SECONDS))
-        keys = [f"{place}/{name}" for place in (RUNS, TRASH)[: 1 + trash] for name in folder.names(place)]
+        keys = [f"{place}/{name}" for place in (RUNS, DELETED)[: 1 + trash] for name in folder.names(place)]
     return sorted(
         (key for key in keys if key.endswith((".json", _JOURNAL))), key=lambda key: not key.endswith(_JOURNAL)
     )

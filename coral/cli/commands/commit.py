@@ -115,7 +115,9 @@ def _commit(repo: Repository, session: Session, message: str, options: Options) 
 def _linked(repo: Repository, session: Session, wanted: str | None) -> AbstractContextManager[object]:
     """A context in which commits are linked to the run that is meant, if one is."""
     run = named(session, wanted)
-    if run is None and not any((repo.folder.root / "experiments").glob("*.json")):
+    from coral.verbs.runs import run_ids
+
+    if run is None and not run_ids(repo.folder):
         return nullcontext()
     from coral.experiments import ExperimentTracker
 

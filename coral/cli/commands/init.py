@@ -23,9 +23,10 @@ def command(session: Session, path: str, as_json: bool) -> None:
       coral init my-model
     """
     from coral.repository import Repository
+    from coral.verbs.layout import is_there
 
     project = Path(path).resolve()
-    there = (project / ".coral" / "config.toml").exists()
+    there = is_there(project)
     repo = Repository(project, init=True)
     if as_json:
         print_json({"path": str(repo.path), "created": not there})

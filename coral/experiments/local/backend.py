@@ -46,9 +46,10 @@ from coral.experiments.local.sink import Sink
 from coral.experiments.lookup import find
 from coral.experiments.scalars import Json
 from coral.experiments.seams import Best, Query, Totals
+from coral.format.contents import RUNS
 from coral.storage.folder import AppendFile, Folder
 from coral.storage.locks import file_lock
-from coral.verbs.runs import LOCK, RUNS, TRASH
+from coral.verbs.runs import DELETED, LOCK
 
 _MAX_FILE_BYTES = 2 * 1024**3
 _MAX_LINE_BYTES = 256 * 1024**2
@@ -314,9 +315,9 @@ class LocalBackend:
             if not experiment.status.is_final and experiment.owner == "process":
                 raise ConflictError(f"run {run} is running", hint="end it first, or stop its process")
         with self._locked():
-            self._storage.move(f"{RUNS}/{run}.json", f"{TRASH}/{run}.json")
+            self._storage.move(f"{RUNS}/{run}.json", f"{DELETED}/{run}.json")
             if self._folder.exists(f"{run}.jsonl"):
-                self._storage.move(f"{RUNS}/{run}.jsonl", f"{TRASH}/{run}.jsonl")
+                self._storage.move(f"{RUNS}/{run}.jsonl", f"{DELETED}/{run}.jsonl")
         self._followed.pop(run, None)
 
     def restore(self, experiment_id: str) -> str:
@@ -328,9 +329,9 @@ class LocalBackend:
         with self._locked():
             if self._folder.exists(f"{run}.json"):
                 raise AlreadyExistsError(f"run {run} is there already")
-            if self._storage.exists(f"{TRASH}/{run}.jsonl"):
-                self._storage.move(f"{TRASH}/{run}.jsonl", f"{RUNS}/{run}.jsonl")
-            self._storage.move(f"{TRASH}/{run}.json", f"{RUNS}/{run}.json")
+            if self._storage.exists(f"{DELETED}/{run}.jsonl"):
+                self._storage.move(f"{DELETED}/{run}.jsonl", f"{RUNS}/{run}.jsonl")
+            self._storage.move(f"{DELETED}/{run}.json", f"{RUNS}/{run}.json")
         return run
 
     def trash(self) -> list[Experiment]:
@@ -346,7 +347,7 @@ class LocalBackend:
 
         Raises ExperimentNotFoundError, CorruptionError.
         """
-        folder = self._storage.sub(TRASH)
+        folder = self._storage.sub(DELETED)
         record = self._read(run, folder)
         if not record.experiment.status.is_final:
             with contextlib.suppress(FileNotFoundError):
@@ -355,7 +356,9 @@ class LocalBackend:
 
     def trashed(self) -> list[str]:
         """The ids of the runs in the trash, damaged or not."""
-        return [name[:12] for name in self._storage.names(TRASH) if name.endswith(".json") and ID.fullmatch(name[:-5])]
+        return [
+            name[:12] for name in self._storage.names(DELETED) if name.endswith(".json") and ID.fullmatch(name[:-5])
+        ]
 
     # -- inside
 

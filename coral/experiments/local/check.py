@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coral.errors import CoralError, ExperimentNotFoundError
 from coral.experiments.local.backend import LocalBackend
 from coral.experiments.local.index import ID
-from coral.verbs.runs import RUNS
+from coral.format.contents import RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

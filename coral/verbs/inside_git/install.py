@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from coral.errors import AlreadyExistsError, ConflictError, NotFoundError, RepositoryNotFoundError, StorageError
+from coral.format.contents import lock
 from coral.git import settings
 from coral.git.hooks import BEFORE, HOOK, MODE, knows_its_name, script, state_of
 from coral.git.place import Place
@@ -134,7 +135,7 @@ def uninstall(place: Place) -> Uninstalled:
 def alone(place: Place) -> Iterator[None]:
     """Keep other processes of coral from changing git's files of this repository, where coral has a place to say so."""
     folder = _coral_folder(place)
-    with file_lock(folder.root / "locks" / "git") if folder is not None else contextlib.nullcontext():
+    with file_lock(folder.path(lock("git"))) if folder is not None else contextlib.nullcontext():
         yield
 
 

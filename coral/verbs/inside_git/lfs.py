@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coral.containers import OpenFile
 from coral.errors import NotFoundError, UsageError
+from coral.format.contents import TMP, lock
 from coral.git.command import ask
 from coral.git.lfs import Pointer
 from coral.storage.locks import file_lock
@@ -79,8 +80,8 @@ def refuse_without_filter(top: Path) -> None:
 def alone(top: Path) -> Iterator[Folder]:
     """Keep other imports out; gives an empty folder that is there as long as this lasts. Raises LockedError."""
     folder = layout.create(top)
-    with file_lock(folder.root / "locks" / _SCRATCH, timeout=0):
-        scratch = folder.sub("tmp")
+    with file_lock(folder.path(lock(_SCRATCH)), timeout=0):
+        scratch = folder.sub(TMP)
         scratch.remove_tree(_SCRATCH)
         scratch.make_folder(_SCRATCH)
         try:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from coral.errors import AlreadyExistsError, CoralError, FormatError, InvalidNameError, NotFoundError, UsageError
+from coral.format.contents import CONFIG, CORAL, HISTORY, LOCKS, PACKS, TMP, lock
 from coral.git.enclosing import find_git
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
-from coral.verbs.config import CONFIG, Config, Remote, read_settings, remote_lines, remotes_of
-from coral.verbs.layout import CORAL, open_folder
+from coral.verbs.config import Config, Remote, read_settings, remote_lines, remotes_of
+from coral.verbs.layout import open_folder
 
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
@@ -31,7 +32,6 @@ DEFAULT = "origin"
 KINDS = "a folder: an absolute path, a path relative to the project, or file:///path"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOST_AND_PATH = re.compile(r"[^/]*:")
-_PACKS, _LOCKS, _TMP = "packs", "locks", "tmp"
 
 
 def add_remote(project: Path, folder: Folder, remote: Remote, *, private: bool = False) -> Path | None:
@@ -147,8 +147,8 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> Chunk
             hint=f"mount it, or make a new one there with 'coral remote add {remote.name} {remote.url}'",
         ) from None
     return ChunkStore(
-        folder.sub(_PACKS),
-        root / _LOCKS / "store",
+        folder.sub(PACKS),
+        root / lock("store"),
         threads=config.threads,
         verify_writes=config.verify_writes,
     )
@@ -217,12 +217,12 @@ def _names(remotes: Iterable[Remote]) -> str:
 
 
 def _folder(root: Path) -> Folder:
-    return Folder(root, temporary=root / _TMP)
+    return Folder(root, temporary=root / TMP)
 
 
 def _refuse_repository(root: Path, names: Iterable[str]) -> None:
     """Raise UsageError where these are the names in a repository, which settings from elsewhere may call a remote."""
-    if not {".git", CORAL}.isdisjoint(names):
+    if not {HISTORY, CORAL}.isdisjoint(names):
         raise UsageError(f"{root} is a repository, not a remote", hint="name an empty folder, or a new one")
 
 
@@ -234,13 +234,13 @@ def _make_ready(root: Path) -> None:
     if CONFIG in names:
         Config.load(folder)
         return
-    strangers = [name for name in names if name not in (_PACKS, _LOCKS, _TMP) and not name.startswith(".")]
+    strangers = [name for name in names if name not in (PACKS, LOCKS, TMP) and not name.startswith(".")]
     if strangers:
         raise UsageError(f"{root} holds other files: {strangers[0]}", hint="name an empty folder, or a new one")
-    folder.make_folder(_PACKS)
-    folder.make_folder(_TMP)
+    folder.make_folder(PACKS)
+    folder.make_folder(TMP)
     # Whoever may only read the remote cannot make the lock.
-    with file_lock(root / _LOCKS / "store", shared=True):
+    with file_lock(root / lock("store"), shared=True):
         folder.write(CONFIG, Config().to_toml().encode())
 
 
@@ -270,7 +270,7 @@ def _offered(path: Path | None) -> tuple[Remote, ...]:
 
 
 def _changing(folder: Folder) -> contextlib.AbstractContextManager[None]:
-    return file_lock(folder.root / _LOCKS / "config")
+    return file_lock(folder.path(lock("config")))
 
 
 def _change(folder: Folder, key: str, edit: Callable[[str], str]) -> None:
