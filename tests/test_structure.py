@@ -24,7 +24,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 STANDARD = sys.stdlib_module_names
 
 FLOORS: dict[str, float] = {
-    **dict.fromkeys(("errors", "forks", "ids", "plugins"), 0),
+    **dict.fromkeys(("errors", "forks", "ids", "plugins", "timings"), 0),
     **dict.fromkeys(("live", "pool"), 0.3),
     "threads": 0.6,
     **dict.fromkeys(("storage", "git"), 1),
@@ -303,7 +303,7 @@ def test_a_circle_is_found(graph: dict[str, set[str]], circles: list[set[str]]) 
 
 def test_a_callback_is_known_wherever_it_comes_from() -> None:
     """Whatever may be interrupted halfway is listed for ``threads``, which does a nested call in its place."""
-    pure = {"errors", "forks", "ids", "live", "plugins", "format", "git"}
+    pure = {"errors", "forks", "ids", "live", "plugins", "timings", "format", "git"}
     may_be_interrupted = {name for name, floor in FLOORS.items() if floor <= FLOORS["experiments"]} - pure
     assert {f"coral.{name}" for name in may_be_interrupted} == set(threads._LOWER)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from coral.repository.maintenance import Maintenance
     from coral.repository.remotes import Remotes
     from coral.storage.folder import Folder
+    from coral.timings import Timings
     from coral.verbs.checkpoint import Stateful
     from coral.verbs.config import Config
     from coral.verbs.diff import CommitDetails, Diff
@@ -329,7 +330,9 @@ class Repository(Live):
         metrics: Mapping[str, float] | None,
         metadata: Mapping[str, object] | None = None,
     ) -> Draft:
-        trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=self.code)
+        with self._line.stopwatch.running("look at the code"):
+            code = self.code
+        trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=code)
         trailers.update(self._committer.trailers(step=step, metrics=metrics))
         return Draft(message, author or self.author or _DEFAULT_AUTHOR, trailers, tags)
 
@@ -339,6 +342,14 @@ class Repository(Live):
         from coral.git.signing import Signer
 
         return Signer(self.path, key=sign if isinstance(sign, str) else None)
+
+    @property
+    def timings(self) -> Timings | None:
+        """Where the time of this object's last commit went, by step, staging included; None before the first.
+
+        What worker threads do beside is in the step that waits for them.
+        """
+        return self._committer.timings
 
     def flush(self) -> None:
         """Wait for the commit that is under way. Raises what went wrong with it, unless its caller was told already."""
@@ -422,7 +433,8 @@ class Repository(Live):
         names = self.check_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")
         draft = self._draft(text, None, names, step=step, metrics=metrics).but(allow_empty=True)
-        parts = parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
+        with self._line.stopwatch.running("take the state apart"):
+            parts = parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
         return self._committer.save(parts, draft, wait=wait)
 
     def load_into(

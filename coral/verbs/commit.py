@@ -19,6 +19,7 @@ from coral.errors import (
 )
 from coral.history.commit import MAX_STEP, ROOT
 from coral.ids import chunk_id
+from coral.timings import step
 
 if TYPE_CHECKING:
     from coral.git.enclosing import CodeState
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from coral.verbs.staging import Overlay
 
 _ATTEMPTS = 100
+_WRITE = "write git objects"
 _MAX_NESTING = 100
 
 
@@ -88,10 +90,11 @@ def land(
         ConflictError: the branch moved since, and changed a part that the overlay changes as well, and that does not
             stand whatever becomes of it. The overlay lies over that move now.
     """
-    blobs = {
-        name: None if manifest is None else history.write_blob(manifest.to_bytes())
-        for name, manifest in overlay.parts.items()
-    }
+    with step(_WRITE):
+        blobs = {
+            name: None if manifest is None else history.write_blob(manifest.to_bytes())
+            for name, manifest in overlay.parts.items()
+        }
     for _ in range(_ATTEMPTS):
         tip = _tip(history, branch)
         if tip is None and overlay.base is not None:
@@ -104,19 +107,12 @@ def land(
                 f"nothing to commit: {why}",
                 hint="stage something that changed ('coral add'), or pass allow_empty=True (--allow-empty)",
             )
-        commit = history.write_commit(
-            base=tip,
-            overlay=blobs,
-            parents=[tip] if tip else [],
-            message=draft.message,
-            author=draft.author,
-            trailers=_trailers(history, draft, tip, blobs),
-            time=draft.time,
-            sign=draft.sign,
-        )
+        with step(_WRITE):
+            commit = _write(history, draft, tip, blobs)
         written(commit.commit_hash)
         try:
-            _move(history, branch, commit, tip)
+            with step("move the branch"):
+                _move(history, branch, commit, tip)
         except LockedError:
             raise
         except ConflictError:
@@ -125,6 +121,19 @@ def land(
             continue
         return commit
     raise ConflictError(f"{branch or 'HEAD'} kept moving under {_ATTEMPTS} attempts to commit", hint="try again")
+
+
+def _write(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, str | None]) -> Commit:
+    return history.write_commit(
+        base=tip,
+        overlay=blobs,
+        parents=[tip] if tip else [],
+        message=draft.message,
+        author=draft.author,
+        trailers=_trailers(history, draft, tip, blobs),
+        time=draft.time,
+        sign=draft.sign,
+    )
 
 
 def _tip(history: History, branch: str | None) -> str | None:

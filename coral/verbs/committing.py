@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coral import threads
 from coral.errors import AlreadyExistsError, CoralError
 from coral.format.names import check_ref_name
+from coral.timings import Timings, step
 from coral.verbs import signals
 from coral.verbs.building import of_tensors
 from coral.verbs.commit import CommitObserver, Draft
+from coral.verbs.line import OTHER
 from coral.verbs.pending import Background, PendingCommit
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ class Committer:
     Args:
         store: opens the chunk store.
         tidy: what is done after each commit, which stands whatever becomes of it.
+
+    Attributes:
+        observers: who is asked for trailers of every commit, and told of it.
+        timings: where the time of the last commit went, one that failed included.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class Committer:
         self._background = Background()
         self._copies: dict[str, Copies] = {}
         self.observers: list[CommitObserver] = []
+        self.timings: Timings | None = None
 
     def commit(self, draft: Draft, *, wait: bool) -> Commit | PendingCommit:
         """Commit what is staged."""
@@ -61,7 +68,8 @@ class Committer:
 
         def prepare() -> Make:
             store = self._store()
-            copied = [part.copied(self._copies_of(part.name), store) for part in parts]
+            with self._line.stopwatch.running("copy the state"):
+                copied = [part.copied(self._copies_of(part.name), store) for part in parts]
 
             def make(begun: Callable[[], None]) -> Commit:
                 with self._line.alone(), store.quietly():
@@ -75,7 +83,8 @@ class Committer:
     def check_free(self) -> None:
         """Wait for the commit under way. Raises ConflictError in the middle of another one, and what went wrong."""
         self._line.check_not_inside()
-        self.settle()
+        with self._line.stopwatch.running("wait for the commit before"):
+            self.settle()
 
     def settle(self) -> None:
         """Wait for the commit that is under way. Raises what went wrong with it, unless its caller was told already."""
@@ -110,17 +119,27 @@ class Committer:
             return self._land(draft)
 
     def _land(self, draft: Draft) -> Commit:
-        with self._history.operation():
+        with self._timed(), self._history.operation():
             with self._line.alone():
                 commit = self._line.land(draft)
                 threads.finish()
-                for observer in list(self.observers):
-                    observer.committed(commit)
-                with contextlib.suppress(CoralError, OSError):
+                with step("tell the run"):
+                    for observer in list(self.observers):
+                        observer.committed(commit)
+                with step("tidy"), contextlib.suppress(CoralError, OSError):
                     self._tidy()
             for name in draft.tags:
-                self._history.create_tag(name, commit.commit_hash)
+                with step("tag"):
+                    self._history.create_tag(name, commit.commit_hash)
         return commit
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        try:
+            with self._line.stopwatch.running(OTHER):
+                yield
+        finally:
+            self.timings = self._line.stopwatch.take()
 
 
 def free_tags(history: History, tags: Sequence[str]) -> tuple[str, ...]:

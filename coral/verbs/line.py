@@ -23,6 +23,7 @@ from coral.errors import (
     UsageError,
 )
 from coral.format.names import check_part_name, check_ref, check_ref_name
+from coral.timings import Stopwatch, step
 from coral.verbs.commit import Draft, land
 from coral.verbs.parts import PartNames
 from coral.verbs.staging import Overlay, Staging
@@ -37,6 +38,9 @@ _OF_A_FILE = (FormatError, NotFoundError, ConflictError, UsageError, UnreadableE
 """What is wrong with a file that is to be staged, and not with the store, which the others need as well."""
 
 _FROM_HEAD = re.compile(r"(?:HEAD|@)((?:[~^].*)?)", re.DOTALL)
+
+OTHER = "all else"
+"""The step that holds what belongs to none of the others."""
 
 Build = Callable[["StoreWriter", "Parent"], "Manifest"]
 """Makes a part of the store's writer and of what was last stored under its name."""
@@ -70,6 +74,7 @@ class Line:
         self._store = store
         self._staging = staging
         self._durable = durable
+        self.stopwatch = Stopwatch()
         self._lock = forks.rlock()
         self._pid = os.getpid()
         self._owner = 0
@@ -303,14 +308,15 @@ class Line:
         return PartNames(name for name in {*there, *staged} if staged.get(name, True) is not None)
 
     def _build(self, name: str, build: Build, writer: StoreWriter, staged: Mapping[str, Manifest | None]) -> Manifest:
-        manifest = build(writer, self._parent_of(name, staged))
+        with step("read, hash and encode tensors"):
+            manifest = build(writer, self._parent_of(name, staged))
         manifest.to_bytes()  # what cannot be written must be refused now, not at the commit
         return manifest
 
     @contextlib.contextmanager
     def _adding(self) -> Iterator[tuple[StoreWriter, dict[str, Manifest]]]:
         """What is put there is staged in one step, when the context ends without an error."""
-        with self._busy():
+        with self._busy(), self.stopwatch.running(OTHER):
             self._hold()
             if self._writer is None:
                 self._writer = self._store().writer()
@@ -488,7 +494,7 @@ class Line:
         """Make what was staged durable."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with writer:
+            with writer, step("write and sync packs"):
                 writer.seal()
 
     def _discard(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from coral.cli.adding import Added, add, failure, find_files, say_added
 from coral.cli.complete import complete_run
 from coral.cli.look.commits import commit_data
 from coral.cli.look.output import count, json_option, metrics_line, print_json, size
+from coral.cli.look.timings import print_timings
 from coral.cli.runs import named
 from coral.cli.session import Session, author_for, pass_session
 from coral.errors import ConflictError, NotFoundError, NothingToCommitError, UsageError
@@ -54,6 +56,7 @@ class Options:
 @click.option("--allow-empty", is_flag=True, help="Commit even if nothing changed.")
 @click.option("--run", metavar="RUN", shell_complete=complete_run, help="The run it came from, if not CORAL_RUN.")
 @click.option("-S", "--sign", is_flag=True, help="Sign it with the key of git's user.signingkey.")
+@click.option("--timings", is_flag=True, help="Show where the time went.")
 @json_option
 @pass_session
 def command(
@@ -67,6 +70,7 @@ def command(
     allow_empty: bool,
     run: str | None,
     sign: bool,
+    timings: bool,
     as_json: bool,
 ) -> None:
     """Record what is staged; PATHs are added first, all of them or none, as 'coral add' does it.
@@ -81,6 +85,7 @@ def command(
     """
     from coral.cli.values import parse_metrics
 
+    started = time.process_time()
     repo = session.open()
     chosen = Options(tags, step, parse_metrics(metrics) or None, author, allow_empty, run, sign)
     repo.check_tags(tags)
@@ -94,9 +99,13 @@ def command(
     message = "\n\n".join(messages) if messages else _ask(repo, allow_empty=chosen.allow_empty)
     commit = _commit(repo, session, message, chosen)
     if as_json:
-        print_json({"branch": repo.branch, "tags": list(chosen.tags), **commit_data(commit), **added.data()})
-    elif not session.quiet:
+        spent = {"timings": repo.timings.steps} if timings and repo.timings is not None else {}
+        print_json({"branch": repo.branch, "tags": list(chosen.tags), **commit_data(commit), **added.data(), **spent})
+        return
+    if not session.quiet:
         _describe(repo, commit)
+    if timings and repo.timings is not None:
+        print_timings(repo.timings, started=started)
 
 
 def _commit(repo: Repository, session: Session, message: str, options: Options) -> Commit:
