@@ -75,7 +75,7 @@ def _full_name(folder: Path, name: str, known: Mapping[str, Ref]) -> str:
     return full
 
 
-class History:
+class Rewriter:
     """The history of some refs, and what it is to become.
 
     Args:

@@ -100,7 +100,7 @@ def _say_what_stays(session: Session, names: Sequence[str]) -> None:
 def _import_history(session: Session, top: Path, names: Sequence[str], *, skip_missing: bool) -> None:
     from coral.cli.filtering import open_filter
     from coral.git.lfs import LfsObjects
-    from coral.git.rewriting import History, branches_and_tags
+    from coral.git.rewriting import Rewriter, branches_and_tags
     from coral.verbs.inside_git.lfs import alone
     from coral.verbs.inside_git.lfs_history import check, look, rewrite, store
 
@@ -108,7 +108,7 @@ def _import_history(session: Session, top: Path, names: Sequence[str], *, skip_m
     check(top, refs)
     # Nothing names what is stored until the branches move.
     with alone(top) as scratch, open_filter(top).store.held():
-        kept = History(top, refs, beside=scratch.path("history"))
+        kept = Rewriter(top, refs, beside=scratch.path("history"))
         found = look(top, kept)
         with progress_bar("importing", found.nbytes, quiet=session.quiet) as report:
             blobs = store(top, found, LfsObjects.of(top), skip_missing=skip_missing, report=report)

@@ -14,7 +14,7 @@ from coral.git import index
 from coral.git.blobs import BlobReader, read_blob, write_blob
 from coral.git.command import ask, run
 from coral.git.lfs import ATTRIBUTES, ATTRIBUTES_LIMIT, POINTER_LIMIT, LfsObjects, Pointer, parse_pointer, with_coral
-from coral.git.rewriting import History, Moved, Ref, move
+from coral.git.rewriting import Moved, Ref, Rewriter, move
 from coral.verbs.inside_git.filter import GitFilter
 from coral.verbs.inside_git.lfs import Report, is_likely_here, keep, missing_error, shorten
 
@@ -115,7 +115,7 @@ def _head(top: Path) -> str:
 # -- what there is
 
 
-def look(top: Path, history: History) -> Found:
+def look(top: Path, history: Rewriter) -> Found:
     """Find the pointers and attributes in a history. Raises GitCommandError."""
     with BlobReader(top) as blobs:
         search = _Search(blobs)
@@ -209,7 +209,7 @@ def _working_files(top: Path, found: Found) -> dict[str, list[Path]]:
     return places
 
 
-def rewrite(top: Path, history: History, blobs: NewBlobs) -> tuple[list[Moved], str]:
+def rewrite(top: Path, history: Rewriter, blobs: NewBlobs) -> tuple[list[Moved], str]:
     """Write a history anew, move the refs, and bring the working tree along.
 
     Returns:
