@@ -447,7 +447,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         ("import atexit\natexit.register(lambda: save(1))", ""),
         ("", "atexit.register(lambda: save(1))"),
         ("", "threading.Thread(target=save, args=(1,)).start()"),
-        ("", "threading.Thread(target=save, args=(1,), daemon=True).start(); time.sleep(0.5)"),
+        ("", "daemon = threading.Thread(target=save, args=(1,), daemon=True); daemon.start(); daemon.join(60)"),
         ("", "threading.Thread(target=lambda: (threading.main_thread().join(), save(1))).start()"),
         ("", "save(1); sys.exit(0)"),
     ],
