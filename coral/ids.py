@@ -1,4 +1,4 @@
-"""Content ids, and the only place where coral hashes.
+"""The ids of things, and the only place where coral hashes.
 
 BLAKE3-256 names bytes; a collision cannot be made. XXH3 is for speed alone: checksums against bit rot, and
 "has this buffer changed since I last looked?" within one process. XXH3 is never an identity, because collisions
@@ -23,6 +23,15 @@ ChunkId = NewType("ChunkId", bytes)
 ContentRef = NewType("ContentRef", str)
 """Where a tensor's bytes are, as a manifest writes it: ``b3:<hex>`` one chunk, ``b3l:<hex>`` a chunk list,
 ``hex:<hex>`` the bytes themselves (at most :data:`INLINE_LIMIT`; an empty tensor is ``hex:``)."""
+
+CommitHash = NewType("CommitHash", str)
+"""40 hexadecimal digits: a commit of coral's history."""
+
+BlobId = NewType("BlobId", str)
+"""40 hexadecimal digits: a blob of coral's history, which holds the text of a manifest."""
+
+RunId = NewType("RunId", str)
+"""12 hexadecimal digits: a run."""
 
 ID_BYTES = 32
 INLINE_LIMIT = 32

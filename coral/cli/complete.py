@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,13 @@ import click
 from coral.errors import CoralError
 
 if TYPE_CHECKING:
+    from coral.ids import RunId
     from coral.repository import Repository
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
-def _completer(names: Callable[[Repository], list[str]]) -> Complete:
+def _completer(names: Callable[[Repository], Iterable[str]]) -> Complete:
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
         from coral.repository import Repository
 
@@ -37,7 +38,7 @@ def _parts(repo: Repository) -> list[str]:
     return list(repo.history.parts(repo.history.head().commit))
 
 
-def _runs(repo: Repository) -> list[str]:
+def _runs(repo: Repository) -> list[RunId]:
     from coral.verbs.runs import run_ids
 
     return run_ids(repo.folder)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from coral.errors import CorruptionError, UsageError
 from coral.history import message as messages
+from coral.ids import CommitHash, RunId
 
 RUN, STEP, METRICS, METADATA = "Coral-Run", "Coral-Step", "Coral-Metrics", "Coral-Metadata"
 ROOT = "Coral-Root"
@@ -43,8 +44,8 @@ class Commit:
         trailers: coral's own notes, by key (``Coral-Run``).
     """
 
-    commit_hash: str
-    parents: tuple[str, ...]
+    commit_hash: CommitHash
+    parents: tuple[CommitHash, ...]
     message: str
     author: str
     time: datetime
@@ -64,9 +65,10 @@ class Commit:
         return self.message.strip().split("\n", 1)[0].rstrip()
 
     @property
-    def run_id(self) -> str | None:
+    def run_id(self) -> RunId | None:
         """The experiment that made the commit."""
-        return self.trailers.get(RUN)
+        text = self.trailers.get(RUN)
+        return RunId(text) if text is not None else None
 
     @property
     def step(self) -> int | None:
@@ -136,7 +138,7 @@ class CommitObject(NamedTuple):
     """
 
     tree: str
-    parents: tuple[str, ...]
+    parents: tuple[CommitHash, ...]
     author: str
     when: int
     offset: int
@@ -155,7 +157,7 @@ class CommitObject(NamedTuple):
         return "\n".join(lines).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes, commit_hash: str) -> CommitObject:
+    def from_bytes(cls, data: bytes, commit_hash: CommitHash) -> CommitObject:
         """Read a commit object, whoever wrote it. Raises CorruptionError."""
         head, _, text = data.decode("utf-8", "replace").partition("\n\n")
         fields: dict[str, list[str]] = {}
@@ -163,13 +165,14 @@ class CommitObject(NamedTuple):
             key, _, value = line.partition(" ")
             fields.setdefault(key, []).append(value)
         author, committer = (_IDENT.fullmatch(fields.get(key, [""])[0]) for key in ("author", "committer"))
-        (tree,), parents = fields.get("tree", [""])[:1], tuple(fields.get("parent", ()))
+        (tree,), parents = fields.get("tree", [""])[:1], fields.get("parent", [])
         if author is None or committer is None or not all(map(is_hash, (tree, *parents))):
             raise CorruptionError(f"the commit {commit_hash} is malformed", hint="run coral fsck")
         offset = (int(author["hours"]) * 60 + int(author["minutes"])) * (-1 if author["sign"] == "-" else 1)
-        return cls(tree, parents, author["who"], int(author["when"]), offset, int(committer["when"]), text)
+        followed, when = tuple(map(CommitHash, parents)), int(author["when"])
+        return cls(tree, followed, author["who"], when, offset, int(committer["when"]), text)
 
-    def commit(self, commit_hash: str) -> Commit:
+    def commit(self, commit_hash: CommitHash) -> Commit:
         """What the object says."""
         message, trailers = messages.decode(self.text)
         author = self.author.removesuffix("<>").strip()

@@ -14,6 +14,7 @@ from coral.format.names import check_ref, check_ref_name
 from coral.history.commit import CommitObject, is_hash
 from coral.history.libgit import Handle
 from coral.history.refs import BRANCHES, TAGS, Refs, near_misses
+from coral.ids import CommitHash
 
 _PARTS = re.compile(r"(?P<base>(?:(?!@\{)[^~^])*)(?:@\{(?P<entry>-?\d{1,9})\})?(?P<steps>.*)", re.ASCII | re.DOTALL)
 _STEP = re.compile(r"~(?P<up>\d{0,9})|\^\{(?:commit)?\}|\^(?P<parent>\d{0,9})", re.ASCII)
@@ -27,12 +28,12 @@ _MAX_TAG_DEPTH = 10
 class Expressions:
     """Looks names up in one repository; ``read`` gives a commit by its hash."""
 
-    def __init__(self, handle: Handle, refs: Refs, read: Callable[[str], CommitObject]) -> None:
+    def __init__(self, handle: Handle, refs: Refs, read: Callable[[CommitHash], CommitObject]) -> None:
         self._handle = handle
         self._refs = refs
         self._read = read
 
-    def resolve(self, expression: str) -> str:
+    def resolve(self, expression: str) -> CommitHash:
         """The full hash of the commit that an expression names.
 
         Raises:
@@ -44,17 +45,17 @@ class Expressions:
         if match is None or not expression:
             raise _invalid(expression)
         base, entry, steps = match["base"], match["entry"], _steps(match["steps"], expression)
-        oid = self._entry(base, int(entry), expression) if entry is not None else self._base(base, expression)
+        found = self._entry(base, int(entry), expression) if entry is not None else self._base(base, expression)
         for up, parent in steps:
-            oid = self._step(oid, up, parent, expression)
-        return oid
+            found = self._step(found, up, parent, expression)
+        return found
 
-    def peel(self, oid: str, expression: str) -> str:
+    def peel(self, oid: str, expression: str) -> CommitHash:
         """The commit that an object is, or that it tags. Raises RefNotFoundError for other objects."""
         for _ in range(_MAX_TAG_DEPTH):
             kind, data = self._handle.read(oid)
             if kind == "commit":
-                return oid
+                return CommitHash(oid)
             if kind != "tag":
                 raise RefNotFoundError(f"{expression!r} names a {kind}, not a commit")
             oid = data[len(b"object ") :][:40].decode("latin-1")
@@ -64,7 +65,7 @@ class Expressions:
 
     # -- the name itself
 
-    def _base(self, base: str, expression: str) -> str:
+    def _base(self, base: str, expression: str) -> CommitHash:
         if is_hash(base):
             if not self._handle.exists(base):
                 raise self._unknown(base, expression)
@@ -93,7 +94,7 @@ class Expressions:
                 return full, oid
         return None
 
-    def _short(self, prefix: str, expression: str) -> str:
+    def _short(self, prefix: str, expression: str) -> CommitHash:
         found = self._handle.with_prefix(prefix)
         # Blobs and trees share the name space, but nobody means them.
         means = [oid for oid in found if self._handle.kind(oid) in ("commit", "tag")] if len(found) > 1 else found
@@ -106,7 +107,7 @@ class Expressions:
 
     # -- what follows it
 
-    def _entry(self, base: str, entry: int, expression: str) -> str:
+    def _entry(self, base: str, entry: int, expression: str) -> CommitHash:
         if entry < 0:
             if base:
                 raise _invalid(expression)
@@ -131,16 +132,14 @@ class Expressions:
             raise RefNotFoundError(f"{expression!r} names no branch", hint=f"HEAD was moved {len(left)} times")
         return left[count - 1]
 
-    def _step(self, oid: str, up: int, parent: int, expression: str) -> str:
+    def _step(self, commit_hash: CommitHash, up: int, parent: int, expression: str) -> CommitHash:
         for _ in range(up):
-            parents = self._read(oid).parents
+            parents = self._read(commit_hash).parents
             if len(parents) < parent:
-                raise RefNotFoundError(
-                    f"{expression!r} names no commit",
-                    hint=f"{oid[:10]} has {len(parents)} parents" if parents else f"{oid[:10]} is the first commit",
-                )
-            oid = parents[parent - 1]
-        return oid
+                what = f"has {len(parents)} parents" if parents else "is the first commit"
+                raise RefNotFoundError(f"{expression!r} names no commit", hint=f"{commit_hash[:10]} {what}")
+            commit_hash = parents[parent - 1]
+        return commit_hash
 
     # -- errors
 

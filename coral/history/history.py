@@ -11,6 +11,7 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TypeGuard
 
 from coral.errors import (
     AlreadyExistsError,
@@ -31,6 +32,7 @@ from coral.history.operations import Operation, OperationLog
 from coral.history.reachable import Reachable
 from coral.history.refs import TAGS, Change, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
 from coral.history.walk import latest_first, merge_base, newest_first
+from coral.ids import BlobId, CommitHash
 from coral.storage.folder import Folder
 
 MAX_BLOB_BYTES = 512 * 2**20
@@ -84,32 +86,32 @@ class History:
 
     # -- objects
 
-    def write_blob(self, data: bytes) -> str:
+    def write_blob(self, data: bytes) -> BlobId:
         """Store bytes, durably; returns their id."""
         if len(data) > MAX_BLOB_BYTES:
             raise UsageError(f"{len(data):,} bytes are too many for the history (at most {MAX_BLOB_BYTES:,})")
-        return self._handle.write("blob", data)
+        return BlobId(self._handle.write("blob", data))
 
-    def read_blob(self, oid: str) -> bytes:
+    def read_blob(self, oid: BlobId) -> bytes:
         """Bytes that were stored, verified. Raises CorruptionError when they are missing or damaged."""
         kind, data = self._handle.read(check_hash(oid))
         if kind != "blob":
             raise CorruptionError(f"the git object {oid} is a {kind}, not a blob", hint="run coral fsck")
         return data
 
-    def parts(self, commit: str | None) -> dict[str, str]:
+    def parts(self, commit_hash: CommitHash | None) -> dict[str, BlobId]:
         """Every path of a commit and its blob, sorted by path; none for None.
 
         Raises:
             CorruptionError: a path that no part may have (``.git/config``): writing a file there would run code.
         """
-        return trees.walk(self._handle, self._object(commit).tree) if commit is not None else {}
+        return trees.walk(self._handle, self._object(commit_hash).tree) if commit_hash is not None else {}
 
-    def part(self, commit: str, path: str) -> str | None:
+    def part(self, commit_hash: CommitHash, path: str) -> BlobId | None:
         """The blob at a path of a commit, or None. Raises CorruptionError as :meth:`parts`."""
-        return trees.Finder(self._handle, path).blob(self._object(commit).tree)
+        return trees.Finder(self._handle, path).blob(self._object(commit_hash).tree)
 
-    def versions(self, path: str) -> Iterator[str]:
+    def versions(self, path: str) -> Iterator[BlobId]:
         """The blobs that a path had in any commit that a branch, a tag or HEAD leads to, each once.
 
         Lazily, the latest first: the whole history is read only by who asks for all of them.
@@ -121,21 +123,21 @@ class History:
                 given.add(oid)
                 yield oid
 
-    def _tips(self) -> dict[str, CommitObject]:
+    def _tips(self) -> dict[CommitHash, CommitObject]:
         """Where the history begins; what somebody made a branch of, and is no commit, is not part of it."""
         tips = {}
-        for oid in (*self.branches().values(), *self.tags().values(), self.head().commit):
-            if oid is not None and oid not in tips:
+        for tip in (*self.branches().values(), *self.tags().values(), self.head().commit):
+            if tip is not None and tip not in tips:
                 with contextlib.suppress(RefNotFoundError):
-                    tips[oid] = self._object(oid)
+                    tips[tip] = self._object(tip)
         return tips
 
     def write_commit(
         self,
         *,
-        base: str | None = None,
-        overlay: Mapping[str, str | None],
-        parents: Sequence[str] = (),
+        base: CommitHash | None = None,
+        overlay: Mapping[str, BlobId | None],
+        parents: Sequence[CommitHash] = (),
         message: str,
         author: str = "coral",
         trailers: Mapping[str, str] | None = None,
@@ -169,20 +171,20 @@ class History:
         made = CommitObject(tree, tuple(dict.fromkeys(parents)), who, when, offset, when, text)
         if sign is not None:
             made = made._replace(signature=sign(made.to_bytes()))
-        return made.commit(self._handle.write("commit", made.to_bytes()))
+        return made.commit(CommitHash(self._handle.write("commit", made.to_bytes())))
 
     def commit(self, commit_hash: str) -> Commit:
         """The commit of a full hash. Raises RefNotFoundError, CorruptionError."""
         if not self._handle.exists(check_hash(commit_hash)):
             raise RefNotFoundError(f"there is no commit {commit_hash}")
-        return self._object(commit_hash).commit(commit_hash)
+        return self._object(commit_hash).commit(CommitHash(commit_hash))
 
-    def is_signed(self, commit_hash: str) -> bool:
+    def is_signed(self, commit_hash: CommitHash) -> bool:
         """Whether a commit bears a signature, good or not. Raises RefNotFoundError, CorruptionError."""
         head, _, _ = self._handle.read(check_hash(commit_hash))[1].partition(b"\n\n")
         return b"\ngpgsig " in head
 
-    def has(self, oid: str) -> bool:
+    def has(self, oid: str) -> TypeGuard[CommitHash]:
         """Whether there is a commit of this full hash."""
         return self._handle.exists(check_hash(oid)) and self._handle.kind(oid) == "commit"
 
@@ -197,19 +199,19 @@ class History:
         kind, data = self._handle.read(check_hash(commit_hash))
         if kind != "commit":
             raise RefNotFoundError(f"{commit_hash} is a {kind}, not a commit")
-        return CommitObject.from_bytes(data, commit_hash)
+        return CommitObject.from_bytes(data, CommitHash(commit_hash))
 
     # -- branches and tags
 
-    def branches(self) -> dict[str, str]:
+    def branches(self) -> dict[str, CommitHash]:
         """Every branch and its commit, sorted by name."""
         return self._refs.branches()
 
-    def branch_tip(self, name: str) -> str | None:
+    def branch_tip(self, name: str) -> CommitHash | None:
         """The commit of one branch, or None; many branches cost it nothing. Raises InvalidNameError."""
-        return self._refs.oid(branch_ref(name))
+        return self._refs.tip(branch_ref(name))
 
-    def tags(self) -> dict[str, str]:
+    def tags(self) -> dict[str, CommitHash]:
         """Every tag that leads to a commit, and that commit, sorted by name."""
         found = {}
         for name, oid in self._handle.refs(TAGS).items():
@@ -225,10 +227,13 @@ class History:
         """Every tag, whatever it leads to, sorted: the names that are taken."""
         return list(self._handle.refs(TAGS))
 
-    def create_branch(self, name: str, commit: str, *, force: bool = False, reason: str | None = None) -> None:
+    def create_branch(
+        self, name: str, commit_hash: CommitHash, *, force: bool = False, reason: str | None = None
+    ) -> None:
         """Make a branch. Raises AlreadyExistsError unless forced, InvalidNameError."""
-        self._object(commit)
-        self._refs.create(branch_ref(name), commit, reason=reason or f"branch: Created from {commit[:10]}", force=force)
+        self._object(commit_hash)
+        said = reason or f"branch: Created from {commit_hash[:10]}"
+        self._refs.create(branch_ref(name), commit_hash, reason=said, force=force)
 
     def delete_branch(self, name: str) -> None:
         """Delete a branch. Raises RefNotFoundError, ConflictError when HEAD is on it."""
@@ -238,7 +243,7 @@ class History:
         """Rename a branch with its reflog; HEAD follows it. Raises RefNotFoundError, AlreadyExistsError."""
         self._refs.rename(branch_ref(old), branch_ref(new))
 
-    def move_branch(self, name: str, new: str, *, expected: str | None, reason: str) -> None:
+    def move_branch(self, name: str, new: CommitHash, *, expected: CommitHash | None, reason: str) -> None:
         """Move a branch by compare-and-swap, durably.
 
         Args:
@@ -254,15 +259,21 @@ class History:
         self._refs.move(branch_ref(name), new, expected=expected, reason=reason)
 
     def create_tag(
-        self, name: str, commit: str, *, message: str | None = None, author: str = "coral", force: bool = False
+        self,
+        name: str,
+        commit_hash: CommitHash,
+        *,
+        message: str | None = None,
+        author: str = "coral",
+        force: bool = False,
     ) -> None:
         """Make a tag, annotated when there is a message. Raises AlreadyExistsError unless forced."""
-        ref, target = tag_ref(name), commit
-        self._object(commit)
+        ref, target = tag_ref(name), str(commit_hash)
+        self._object(commit_hash)
         if message is not None:
             when, offset = commits.from_datetime(datetime.now().astimezone())
             stamp = f"{commits.identity(author)} {when} {commits.format_offset(offset)}"
-            head = f"object {commit}\ntype commit\ntag {name}\ntagger {stamp}\n\n"
+            head = f"object {commit_hash}\ntype commit\ntag {name}\ntagger {stamp}\n\n"
             target = self._handle.write("tag", f"{head}{messages.check_text(message, 'the message')}\n".encode())
         self._refs.create(ref, target, reason=f"tag: {name}", force=force)
 
@@ -276,13 +287,15 @@ class History:
         """Where HEAD is."""
         return self._refs.head()
 
-    def set_head(self, *, branch: str | None = None, commit: str | None = None, reason: str | None = None) -> None:
+    def set_head(
+        self, *, branch: str | None = None, commit_hash: CommitHash | None = None, reason: str | None = None
+    ) -> None:
         """Put HEAD on a branch, or detached on a commit; give one of the two.
 
         Raises:
             RefNotFoundError: there is no such branch, and the repository has commits.
         """
-        if (branch is None) == (commit is None):
+        if (branch is None) == (commit_hash is None):
             raise UsageError("HEAD is put on a branch, or on a commit")
         head = self.head()
         came_from = head.branch or head.commit or ""
@@ -292,11 +305,11 @@ class History:
                 raise missing_ref(ref, list(self.branches()))
             target = RefTarget(None, ref)
         else:
-            self._object(commit or "")
-            target = RefTarget(commit, None)
-        self._refs.set_head(target, reason or f"checkout: moving from {came_from} to {branch or commit}")
+            self._object(commit_hash or "")
+            target = RefTarget(commit_hash, None)
+        self._refs.set_head(target, reason or f"checkout: moving from {came_from} to {branch or commit_hash}")
 
-    def move_detached_head(self, new: str, *, expected: str, reason: str) -> None:
+    def move_detached_head(self, new: CommitHash, *, expected: CommitHash, reason: str) -> None:
         """Move a detached HEAD by compare-and-swap. Raises ConflictError."""
         self._object(new)
         self._refs.move_detached_head(new, expected=expected, reason=reason)
@@ -339,7 +352,7 @@ class History:
 
     # -- reading
 
-    def resolve(self, ref: str) -> str:
+    def resolve(self, ref: str) -> CommitHash:
         """The full hash of the commit that a ref names, in any of git's forms.
 
         A branch, a tag, a full or short hash (at least 4 digits), ``HEAD``, ``main~2``, ``main^2``, ``@{1}``,
@@ -373,14 +386,14 @@ class History:
         return self._log(list(self._tips()), max_count, path, keep)
 
     def _log(
-        self, starts: Sequence[str], max_count: int | None, path: str | None, keep: Callable[[Commit], bool]
+        self, starts: Sequence[CommitHash], max_count: int | None, path: str | None, keep: Callable[[Commit], bool]
     ) -> Iterator[Commit]:
         left = max_count if max_count is not None else -1
         finder = trees.Finder(self._handle, path) if path is not None else None
-        for oid, found in newest_first(starts[0], self._object, also=starts[1:]) if starts else ():
+        for commit_hash, found in newest_first(starts[0], self._object, also=starts[1:]) if starts else ():
             if left == 0:
                 return
-            if (finder is None or self._changes(found, finder)) and keep(commit := found.commit(oid)):
+            if (finder is None or self._changes(found, finder)) and keep(commit := found.commit(commit_hash)):
                 left -= 1
                 yield commit
 
@@ -397,11 +410,11 @@ class History:
             raise missing_ref(full, list(self.branches()))
         return self._refs.reflog(full)
 
-    def is_ancestor(self, one: str, two: str) -> bool:
+    def is_ancestor(self, one: CommitHash, two: CommitHash) -> bool:
         """Whether ``one`` is ``two`` or leads to it."""
         return one == two or self.merge_base(one, two) == one
 
-    def merge_base(self, one: str, two: str) -> str | None:
+    def merge_base(self, one: CommitHash, two: CommitHash) -> CommitHash | None:
         """The best common ancestor of two commits, or None."""
         return merge_base(one, two, self._object)
 

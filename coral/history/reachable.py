@@ -15,6 +15,7 @@ from coral.errors import CorruptionError, NotFoundError
 from coral.history import trees
 from coral.history.commit import CommitObject
 from coral.history.libgit import Handle
+from coral.ids import BlobId, CommitHash
 from coral.storage.folder import Folder
 
 _REF = re.compile(rb"([0-9a-f]{40})\s*|ref: \S+\s*", re.ASCII)
@@ -32,7 +33,7 @@ class Reachable:
         self._handle = handle
         self._seen: set[str] = set()
 
-    def blobs(self, more: Iterable[str] = ()) -> Iterator[str]:
+    def blobs(self, more: Iterable[str] = ()) -> Iterator[BlobId]:
         """The blobs that are reached now and were not before.
 
         Args:
@@ -50,7 +51,7 @@ class Reachable:
             self._seen.add(oid)
             kind = self._handle.kind(oid)
             if kind == "blob":
-                yield oid
+                yield BlobId(oid)
             elif kind == "tree":
                 todo += (entry.oid for entry in trees.entries(self._handle, oid).values() if _is_ours(entry))
             else:
@@ -59,7 +60,7 @@ class Reachable:
     def _next(self, kind: str, oid: str) -> Iterable[str]:
         _, data = self._handle.read(oid)
         if kind == "commit":
-            commit = CommitObject.from_bytes(data, oid)
+            commit = CommitObject.from_bytes(data, CommitHash(oid))
             return (commit.tree, *commit.parents)
         found = _TAGGED.match(data)
         if found is None:

@@ -29,6 +29,7 @@ from coral.format.names import check_ref_name
 from coral.history.commit import is_hash, to_datetime
 from coral.history.libgit import Handle, RefTarget
 from coral.history.operations import Move, OperationLog
+from coral.ids import CommitHash
 from coral.storage.folder import Folder, sync_folder, translate_errors
 from coral.storage.locks import file_lock
 
@@ -43,7 +44,7 @@ class Head(NamedTuple):
     """Where HEAD is: ``branch`` is None when it is detached, ``commit`` is None on a branch without commits."""
 
     branch: str | None
-    commit: str | None
+    commit: CommitHash | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ class Refs:
 
     # -- reading
 
-    def branches(self) -> dict[str, str]:
-        return self._handle.refs(BRANCHES)
+    def branches(self) -> dict[str, CommitHash]:
+        return {name: CommitHash(oid) for name, oid in self._handle.refs(BRANCHES).items()}
 
     def head(self) -> Head:
         """Where HEAD is. Raises CorruptionError."""
@@ -97,11 +98,15 @@ class Refs:
         if target is None:
             raise RefNotFoundError("the repository has no HEAD", hint="run coral fsck")
         if target.ref is None:
-            return Head(None, target.oid)
-        commit = self.oid(target.ref)
+            return Head(None, _commit(target.oid))
+        tip = self.tip(target.ref)
         if not target.ref.startswith(BRANCHES):
-            return Head(None, commit)
-        return Head(target.ref.removeprefix(BRANCHES), commit)
+            return Head(None, tip)
+        return Head(target.ref.removeprefix(BRANCHES), tip)
+
+    def tip(self, branch: str) -> CommitHash | None:
+        """The commit that a branch (full name) is at; None when it does not exist."""
+        return _commit(self.oid(branch))
 
     def oid(self, ref: str) -> str | None:
         """The object that a ref leads to; None when it does not exist."""
@@ -134,17 +139,17 @@ class Refs:
             else:
                 self._create(ref, RefTarget(oid, None), reason)
 
-    def move(self, ref: str, oid: str, *, expected: str | None, reason: str) -> None:
-        """Move a ref that is at ``expected`` (None: does not exist). Raises ConflictError otherwise."""
+    def move(self, ref: str, new: CommitHash, *, expected: CommitHash | None, reason: str) -> None:
+        """Move a branch (full name) that is at ``expected`` (None: does not exist). Raises ConflictError otherwise."""
         with self._writing(reason, ref) as moves:
             held = self.oid(ref)
             if held != expected:
                 raise _moved(ref, held, expected)
-            moves.append(Move(ref, held, oid))
+            moves.append(Move(ref, held, new))
             if expected is None:
-                self._create(ref, RefTarget(oid, None), reason)
+                self._create(ref, RefTarget(new, None), reason)
             else:
-                self._handle.move_ref(ref, RefTarget(oid, None), _one_line(reason), expected=RefTarget(expected, None))
+                self._handle.move_ref(ref, RefTarget(new, None), _one_line(reason), expected=RefTarget(expected, None))
 
     def delete(self, ref: str) -> None:
         """Delete a ref and its reflog. Raises RefNotFoundError, ConflictError for HEAD's branch."""
@@ -190,15 +195,15 @@ class Refs:
             if held != target:
                 moves.append(Move("HEAD", None if held is None else _said(held), _said(target)))
 
-    def move_detached_head(self, oid: str, *, expected: str, reason: str) -> None:
+    def move_detached_head(self, new: CommitHash, *, expected: CommitHash, reason: str) -> None:
         """Move a detached HEAD that is at ``expected``. Raises ConflictError otherwise."""
         with self._writing(reason, "HEAD") as moves:
             head = self._handle.ref("HEAD")
             if head is None or head.oid != expected:
                 held = head.oid or head.ref if head is not None else None
                 raise _moved("HEAD", held, expected)
-            self._handle.move_ref("HEAD", RefTarget(oid, None), _one_line(reason), expected=head)
-            moves.append(Move("HEAD", expected, oid))
+            self._handle.move_ref("HEAD", RefTarget(new, None), _one_line(reason), expected=head)
+            moves.append(Move("HEAD", expected, new))
 
     def restore(self, changes: Mapping[str, Change], *, reason: str) -> None:
         """Put refs back to where they were, all of them or none. Raises ConflictError when one has moved since."""
@@ -388,7 +393,7 @@ def _taken(ref: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"the {kind} {short(ref)!r} exists already")
 
 
-def _moved(ref: str, held: str | None, expected: str | None) -> ConflictError:
+def _moved(ref: str, held: str | None, expected: CommitHash | None) -> ConflictError:
     if expected is None:
         return _taken(ref)
     where = f"is at {held[:10] if is_hash(held) else held}" if held is not None else "is gone"
@@ -399,6 +404,11 @@ def _moved(ref: str, held: str | None, expected: str | None) -> ConflictError:
 
 def _one_line(reason: str) -> str:
     return " ".join(reason.replace("\0", " ").split()).encode("utf-8", "replace").decode()
+
+
+def _commit(oid: str | None) -> CommitHash | None:
+    """What HEAD or a branch leads to."""
+    return CommitHash(oid) if oid is not None else None
 
 
 def _or_none(oid: str) -> str | None:

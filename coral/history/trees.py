@@ -10,6 +10,7 @@ from typing import NamedTuple
 from coral.errors import ConflictError, CorruptionError, InvalidNameError
 from coral.format.names import check_part_name
 from coral.history.libgit import Handle
+from coral.ids import BlobId
 
 _BLOB, _FOLDER = "100644", "40000"
 _BLOB_MODES = (_BLOB, "100755", "100664")
@@ -40,7 +41,7 @@ class Entry(NamedTuple):
 class _Changes:
     """What an overlay does to one folder: blobs to set (None removes), and what it does to folders inside."""
 
-    blobs: dict[str, str | None] = field(default_factory=dict)
+    blobs: dict[str, BlobId | None] = field(default_factory=dict)
     folders: dict[str, _Changes] = field(default_factory=dict)
 
 
@@ -65,14 +66,14 @@ def entries(handle: Handle, tree: str) -> dict[str, Entry]:
     return found
 
 
-def walk(handle: Handle, tree: str) -> dict[str, str]:
+def walk(handle: Handle, tree: str) -> dict[str, BlobId]:
     """Every path of a tree and its blob, sorted by path.
 
     Raises:
         CorruptionError: no coral wrote this: a path that leads out of the project, or to a file that another program
             obeys; more paths, or deeper ones, than a commit may have.
     """
-    found: dict[str, str] = {}
+    found: dict[str, BlobId] = {}
     known: dict[str, dict[str, Entry]] = {}
     todo, count = [("", 1, tree)], 0
     while todo:
@@ -88,7 +89,7 @@ def walk(handle: Handle, tree: str) -> dict[str, str]:
             if entry.is_folder:
                 todo.append((f"{_checked(prefix, name)}/", depth + 1, entry.oid))
             elif entry.is_blob:
-                found[_checked(prefix, name)] = entry.oid
+                found[_checked(prefix, name)] = BlobId(entry.oid)
     return dict(sorted(found.items()))
 
 
@@ -136,7 +137,7 @@ class Finder:
             entry = self._known[key]
         return entry
 
-    def blob(self, tree: str) -> str | None:
+    def blob(self, tree: str) -> BlobId | None:
         """The file at the path. Raises CorruptionError when no part may have that path."""
         entry = self.find(tree)
         if entry is None or not entry.is_blob:
@@ -144,10 +145,10 @@ class Finder:
         prefix = ""
         for name in self._names:
             prefix = f"{_checked(prefix, name)}/"
-        return entry.oid
+        return BlobId(entry.oid)
 
 
-def overlay(handle: Handle, tree: str | None, changes: Mapping[str, str | None]) -> str:
+def overlay(handle: Handle, tree: str | None, changes: Mapping[str, BlobId | None]) -> str:
     """Write a tree with some paths set to other blobs, or removed; returns it.
 
     Args:
@@ -161,7 +162,7 @@ def overlay(handle: Handle, tree: str | None, changes: Mapping[str, str | None])
     return _apply(handle, tree, _group(changes), "") or _write(handle, {})
 
 
-def _group(changes: Mapping[str, str | None]) -> _Changes:
+def _group(changes: Mapping[str, BlobId | None]) -> _Changes:
     top = _Changes()
     for path, oid in changes.items():
         *folders, name = check_part_name(path).split("/")

@@ -12,73 +12,80 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from coral.history.commit import CommitObject
+from coral.ids import CommitHash
 
-Read = Callable[[str], CommitObject]
+Read = Callable[[CommitHash], CommitObject]
 
 
-def newest_first(start: str, read: Read, *, also: Iterable[str] = ()) -> Iterator[tuple[str, CommitObject]]:
+def newest_first(
+    start: CommitHash, read: Read, *, also: Iterable[CommitHash] = ()
+) -> Iterator[tuple[CommitHash, CommitObject]]:
     """The commits that lead to ``start``, or to one of the others, themselves included, each once."""
-    found: dict[str, CommitObject] = {oid: read(oid) for oid in (start, *also)}
+    found: dict[CommitHash, CommitObject] = {commit_hash: read(commit_hash) for commit_hash in (start, *also)}
     frontier = list(found)
-    seen: set[str] = set(found)
+    seen: set[CommitHash] = set(found)
     while frontier:
         group, frontier = _group(frontier, found, seen, read)
-        for oid in _sorted(group, found):
-            yield oid, found[oid]
-        for oid in group:
-            del found[oid]
+        for commit_hash in _sorted(group, found):
+            yield commit_hash, found[commit_hash]
+        for commit_hash in group:
+            del found[commit_hash]
 
 
 def _group(
-    frontier: list[str], found: dict[str, CommitObject], seen: set[str], read: Read
-) -> tuple[list[str], list[str]]:
+    frontier: list[CommitHash], found: dict[CommitHash, CommitObject], seen: set[CommitHash], read: Read
+) -> tuple[list[CommitHash], list[CommitHash]]:
     """Read on until one commit is left that all others come before; returns those others, and that one."""
-    heap = [(-found[oid].committed, oid) for oid in frontier]
-    group: list[str] = []
+    heap = [(-found[commit_hash].committed, commit_hash) for commit_hash in frontier]
+    group: list[CommitHash] = []
     oldest = None
     while heap:
         when = -heap[0][0]
         # Of commits made in the same second either may follow the other.
         if len(heap) == 1 and (len(group) == 1 or (oldest is not None and when < oldest)):
             break
-        oid = heapq.heappop(heap)[1]
-        group.append(oid)
+        commit_hash = heapq.heappop(heap)[1]
+        group.append(commit_hash)
         oldest = when if oldest is None else min(oldest, when)
-        for parent in found[oid].parents:
+        for parent in found[commit_hash].parents:
             if parent not in seen:
                 seen.add(parent)
                 found[parent] = read(parent)
                 heapq.heappush(heap, (-found[parent].committed, parent))
-    return group, [oid for _, oid in heap]
+    return group, [commit_hash for _, commit_hash in heap]
 
 
-def _sorted(group: list[str], found: dict[str, CommitObject]) -> Iterator[str]:
+def _sorted(group: list[CommitHash], found: dict[CommitHash, CommitObject]) -> Iterator[CommitHash]:
     """Children before parents; among those that may come next, the newest first."""
     children = dict.fromkeys(group, 0)
-    for oid in group:
-        for parent in found[oid].parents:
+    for commit_hash in group:
+        for parent in found[commit_hash].parents:
             if parent in children:
                 children[parent] += 1
-    ready = [(-found[oid].committed, place, oid) for place, oid in enumerate(group) if not children[oid]]
-    places = {oid: place for place, oid in enumerate(group)}
+    ready = [
+        (-found[commit_hash].committed, place, commit_hash)
+        for place, commit_hash in enumerate(group)
+        if not children[commit_hash]
+    ]
+    places = {commit_hash: place for place, commit_hash in enumerate(group)}
     heapq.heapify(ready)
     while ready:
-        oid = heapq.heappop(ready)[2]
-        yield oid
-        for parent in set(found[oid].parents):
+        commit_hash = heapq.heappop(ready)[2]
+        yield commit_hash
+        for parent in set(found[commit_hash].parents):
             if parent in children:
-                children[parent] -= found[oid].parents.count(parent)
+                children[parent] -= found[commit_hash].parents.count(parent)
                 if not children[parent]:
                     heapq.heappush(ready, (-found[parent].committed, places[parent], parent))
 
 
-def latest_first(found: Mapping[str, CommitObject], read: Read) -> Iterator[CommitObject]:
+def latest_first(found: Mapping[CommitHash, CommitObject], read: Read) -> Iterator[CommitObject]:
     """These commits and all that lead to them, by date, each once; lazier than :func:`newest_first`.
 
     A commit comes before one that follows it where both are of the same second.
     """
     waiting, seen = dict(found), set(found)
-    heap = [(-commit.committed, oid) for oid, commit in found.items()]
+    heap = [(-commit.committed, commit_hash) for commit_hash, commit in found.items()]
     heapq.heapify(heap)
     while heap:
         commit = waiting.pop(heapq.heappop(heap)[1])
@@ -90,24 +97,24 @@ def latest_first(found: Mapping[str, CommitObject], read: Read) -> Iterator[Comm
                 heapq.heappush(heap, (-waiting[parent].committed, parent))
 
 
-def merge_base(one: str, two: str, read: Read) -> str | None:
+def merge_base(one: CommitHash, two: CommitHash, read: Read) -> CommitHash | None:
     """The newest common ancestor of two commits that no other common ancestor follows; None when there is none."""
     of_one, of_two, below = 1, 2, 4
     marks = {one: of_one}
     marks[two] = marks.get(two, 0) | of_two
-    heap = [(-read(oid).committed, oid) for oid in marks]
+    heap = [(-read(commit_hash).committed, commit_hash) for commit_hash in marks]
     heapq.heapify(heap)
-    common: dict[str, int] = {}
-    while any(not marks[oid] & below for _, oid in heap):
-        when, oid = heapq.heappop(heap)
-        mark = marks[oid]
+    common: dict[CommitHash, int] = {}
+    while any(not marks[commit_hash] & below for _, commit_hash in heap):
+        when, commit_hash = heapq.heappop(heap)
+        mark = marks[commit_hash]
         if mark & (of_one | of_two) == of_one | of_two:
             if not mark & below:
-                common[oid] = -when
+                common[commit_hash] = -when
             mark |= below
-        for parent in read(oid).parents:
+        for parent in read(commit_hash).parents:
             if marks.get(parent, 0) | mark != marks.get(parent, 0):
                 marks[parent] = marks.get(parent, 0) | mark
                 heapq.heappush(heap, (-read(parent).committed, parent))
-    best = [oid for oid in common if not marks[oid] & below]
-    return max(best, key=lambda oid: (common[oid], oid), default=None)
+    best = [commit_hash for commit_hash in common if not marks[commit_hash] & below]
+    return max(best, key=lambda commit_hash: (common[commit_hash], commit_hash), default=None)

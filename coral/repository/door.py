@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coral.format.manifest import Manifest, TensorRecord
     from coral.git.enclosing import CodeState
     from coral.history import Commit, History, Operation, ReflogEntry
-    from coral.ids import ChunkId
+    from coral.ids import ChunkId, CommitHash
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
     from coral.repository.maintenance import Maintenance
@@ -469,15 +469,15 @@ class Repository(Live):
         from coral.verbs import checkpoint
         from coral.verbs.parts import is_state
 
-        commit = self.maintenance.verify(ref).commit if require_signed else self.resolve(ref)
-        parts = self._opened.reader.at(commit)
+        commit_hash = self.maintenance.verify(ref).commit if require_signed else self.resolve(ref)
+        parts = self._opened.reader.at(commit_hash)
         name = checkpoint.MODEL_PART if checkpoint.MODEL_PART in parts else None
         held = parts.get(checkpoint.STATE_PART)
-        state = self.get_state(commit, checkpoint.STATE_PART) if held is not None and is_state(held) else {}
+        state = self.get_state(commit_hash, checkpoint.STATE_PART) if held is not None and is_state(held) else {}
         return checkpoint.bring_back(
             state if isinstance(state, Mapping) else {},
             model,
-            weights=self.get_all_weights(commit, name, framework=checkpoint.framework_name(model)),
+            weights=self.get_all_weights(commit_hash, name, framework=checkpoint.framework_name(model)),
             optimizer=optimizer,
             scheduler=scheduler,
             strict=strict,
@@ -525,8 +525,8 @@ class Repository(Live):
         """
         from coral.verbs.weights import weights_of_commit
 
-        commit = self.resolve(ref)
-        return weights_of_commit(self._opened.reader, lambda: self.store, commit, name=name, framework=framework)
+        commit_hash = self.resolve(ref)
+        return weights_of_commit(self._opened.reader, lambda: self.store, commit_hash, name=name, framework=framework)
 
     def get_weight(self, name: str, ref: str = "HEAD", framework: str = "numpy") -> object:
         """One tensor of a commit; only its own chunks are read. Raises TensorNotFoundError."""
@@ -597,7 +597,7 @@ class Repository(Live):
         """Where a branch, or HEAD, has pointed, newest first."""
         return self.history.reflog(ref)
 
-    def resolve(self, ref: str) -> str:
+    def resolve(self, ref: str) -> CommitHash:
         """The full hash of the commit that a ref names.
 
         Args:
@@ -610,7 +610,7 @@ class Repository(Live):
         """
         prefix, colon, rest = check_ref(ref).partition(":")
         if colon:
-            found: Callable[[Repository, str], str] | None = plugins.find("coral.refs", prefix)
+            found: Callable[[Repository, str], CommitHash] | None = plugins.find("coral.refs", prefix)
             if found is not None:
                 return found(self, rest)
         return self._line.resolve(ref)
@@ -633,7 +633,7 @@ class Repository(Live):
 
     # -- move
 
-    def branches(self) -> dict[str, str]:
+    def branches(self) -> dict[str, CommitHash]:
         """Every branch and the commit it points at."""
         return self.history.branches()
 
@@ -660,7 +660,7 @@ class Repository(Live):
         """Name a commit for good. Raises AlreadyExistsError unless ``force``."""
         self.history.create_tag(check_ref_name(name, "tag"), self.resolve(ref), message=message, force=force)
 
-    def tags(self) -> dict[str, str]:
+    def tags(self) -> dict[str, CommitHash]:
         """Every tag and the commit it names."""
         return self.history.tags()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from coral.format.manifest import TensorRecord
     from coral.history import Operation
+    from coral.ids import CommitHash
     from coral.objects.writer import Progress
     from coral.verbs.care.fsck import Checked
     from coral.verbs.care.gc import Collected
@@ -34,7 +35,7 @@ class Maintenance:
         resolve: the commit of any form of ref.
     """
 
-    def __init__(self, opened: Opened, *, settle: Callable[[], None], resolve: Callable[[str], str]) -> None:
+    def __init__(self, opened: Opened, *, settle: Callable[[], None], resolve: Callable[[str], CommitHash]) -> None:
         self._opened = opened
         self._settle = settle
         self._resolve = resolve

@@ -24,6 +24,7 @@ from coral.timings import step
 if TYPE_CHECKING:
     from coral.git.enclosing import CodeState
     from coral.history import Commit, History
+    from coral.ids import BlobId, CommitHash
     from coral.verbs.staging import Overlay
 
 _ATTEMPTS = 100
@@ -75,7 +76,7 @@ def land(
     draft: Draft,
     *,
     branch: str | None,
-    written: Callable[[str], None] = lambda commit: None,
+    written: Callable[[CommitHash], None] = lambda commit_hash: None,
 ) -> Commit:
     """Commit an overlay on a branch (or on a detached HEAD), by compare-and-swap.
 
@@ -123,7 +124,7 @@ def land(
     raise ConflictError(f"{branch or 'HEAD'} kept moving under {_ATTEMPTS} attempts to commit", hint="try again")
 
 
-def _write(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, str | None]) -> Commit:
+def _write(history: History, draft: Draft, tip: CommitHash | None, blobs: Mapping[str, BlobId | None]) -> Commit:
     return history.write_commit(
         base=tip,
         overlay=blobs,
@@ -136,11 +137,13 @@ def _write(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, 
     )
 
 
-def _tip(history: History, branch: str | None) -> str | None:
+def _tip(history: History, branch: str | None) -> CommitHash | None:
     return history.branch_tip(branch) if branch is not None else history.head().commit
 
 
-def _trailers(history: History, draft: Draft, tip: str | None, blobs: Mapping[str, str | None]) -> Mapping[str, str]:
+def _trailers(
+    history: History, draft: Draft, tip: CommitHash | None, blobs: Mapping[str, BlobId | None]
+) -> Mapping[str, str]:
     """The draft's, and of a signed commit what the signature is to cover beyond git's own hashes."""
     if draft.sign is None:
         return draft.trailers
@@ -149,7 +152,7 @@ def _trailers(history: History, draft: Draft, tip: str | None, blobs: Mapping[st
     return {**draft.trailers, ROOT: root_of(history, kept)}
 
 
-def root_of(history: History, parts: Mapping[str, str]) -> str:
+def root_of(history: History, parts: Mapping[str, BlobId]) -> str:
     """The BLAKE3 root of all manifests of a commit: of their names, and of the hashes of their bytes, in order.
 
     git names them by SHA-1; a signature that covers this root does not rest on it.
@@ -158,7 +161,7 @@ def root_of(history: History, parts: Mapping[str, str]) -> str:
     return f"b3:{chunk_id(''.join(lines).encode()).hex()}"
 
 
-def _move(history: History, branch: str | None, commit: Commit, tip: str | None) -> None:
+def _move(history: History, branch: str | None, commit: Commit, tip: CommitHash | None) -> None:
     reason = f"commit{'' if tip else ' (initial)'}: {commit.subject}"
     if branch is not None:
         history.move_branch(branch, commit.commit_hash, expected=tip, reason=reason)
@@ -166,7 +169,9 @@ def _move(history: History, branch: str | None, commit: Commit, tip: str | None)
         history.move_detached_head(commit.commit_hash, expected=tip, reason=reason)
 
 
-def _check_unrelated(history: History, overlay: Overlay, blobs: Mapping[str, str | None], tip: str | None) -> None:
+def _check_unrelated(
+    history: History, overlay: Overlay, blobs: Mapping[str, BlobId | None], tip: CommitHash | None
+) -> None:
     """The overlay may be laid over a new tip only where the tip left the staged parts alone, or changed them alike."""
     by_hand = {name: oid for name, oid in blobs.items() if name not in overlay.standing}
     base = overlay.base
@@ -182,8 +187,8 @@ def _check_unrelated(history: History, overlay: Overlay, blobs: Mapping[str, str
         )
 
 
-def _part(history: History, commit: str | None, name: str) -> str | None:
-    return history.part(commit, name) if commit is not None else None
+def _part(history: History, commit_hash: CommitHash | None, name: str) -> BlobId | None:
+    return history.part(commit_hash, name) if commit_hash is not None else None
 
 
 def build_trailers(

@@ -12,6 +12,7 @@ from coral.ids import ChunkId
 
 if TYPE_CHECKING:
     from coral.history import Commit, History
+    from coral.ids import CommitHash
     from coral.verbs.parts import PartReader
 
 ChunkIds = Callable[[TensorRecord], list[ChunkId]]
@@ -55,8 +56,8 @@ class Diff:
         total_bytes: raw bytes of all tensors in the new commit.
     """
 
-    old: str | None
-    new: str
+    old: CommitHash | None
+    new: CommitHash
     tensors: tuple[TensorChange, ...]
     structure: tuple[str, ...]
     total_bytes: int
@@ -88,7 +89,7 @@ class CommitDetails:
     diff: Diff
 
 
-def details(history: History, reader: PartReader, commit_hash: str, chunk_ids: ChunkIds) -> CommitDetails:
+def details(history: History, reader: PartReader, commit_hash: CommitHash, chunk_ids: ChunkIds) -> CommitDetails:
     """Look at one commit."""
     commit = history.commit(commit_hash)
     parent = commit.parents[0] if commit.parents else None
@@ -97,13 +98,15 @@ def details(history: History, reader: PartReader, commit_hash: str, chunk_ids: C
     )
 
 
-def diff_commits(reader: PartReader, old: str | None, new: str, chunk_ids: ChunkIds) -> Diff:
+def diff_commits(reader: PartReader, old: CommitHash | None, new: CommitHash, chunk_ids: ChunkIds) -> Diff:
     """Compare two commits; an old one of None is one that holds nothing."""
     return diff_parts((old, reader.at(old) if old else {}), (new, reader.at(new)), chunk_ids)
 
 
 def diff_parts(
-    old: tuple[str | None, Mapping[str, Manifest]], new: tuple[str, Mapping[str, Manifest]], chunk_ids: ChunkIds
+    old: tuple[CommitHash | None, Mapping[str, Manifest]],
+    new: tuple[CommitHash, Mapping[str, Manifest]],
+    chunk_ids: ChunkIds,
 ) -> Diff:
     """Compare two commits, each given as its hash and its parts."""
     changes: list[TensorChange] = []

@@ -14,6 +14,7 @@ from coral.verbs.worktree import CheckoutResult, Plan
 
 if TYPE_CHECKING:
     from coral.history import History
+    from coral.ids import CommitHash
     from coral.objects.writer import Progress
     from coral.verbs.line import Line
     from coral.verbs.parts import PartReader
@@ -32,7 +33,7 @@ class Heads:
     reader: PartReader
     line: Line
     worktree: WorkTree
-    resolve: Callable[[str], str]
+    resolve: Callable[[str], CommitHash]
 
     def switch(self, branch: str, *, create: bool, force: bool) -> CheckoutResult:
         """Move HEAD to a branch; files that are there already follow. See :meth:`Repository.switch`."""
@@ -71,12 +72,12 @@ class Heads:
         """
         branches, head = self.history.branches(), self.history.head()
         branch = self.line.branch if check_ref(ref) in ("HEAD", "@") else ref if ref in branches else None
-        commit = branches[branch] if branch in branches else self.resolve(ref)
+        commit_hash = branches[branch] if branch in branches else self.resolve(ref)
         old = self.reader.at(head.commit) if head.commit else {}
-        new = self.reader.at(commit)
+        new = self.reader.at(commit_hash)
         if not force:
             self.line.check_can_leave(old, new, ref)
-        if stay and commit == head.commit:
+        if stay and commit_hash == head.commit:
             plan = Plan({})
         else:
             plan = self.worktree.plan(old, new, everything=everything, force=force)
@@ -84,46 +85,46 @@ class Heads:
         if force:
             self.line.drop_staged()
         reason = f"checkout: moving from {head.branch or head.commit or ''} to {ref}"
-        self._point_head(branch, None if branch else commit, reason)
+        self._point_head(branch, None if branch else commit_hash, reason)
         there = set(self.worktree.materialised(new))
         states = tuple(sorted(name for name, part in new.items() if is_state(part) and name not in there))
-        return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove, states)
+        return CheckoutResult(commit_hash, branch, tuple(plan.write), plan.unchanged, plan.remove, states)
 
     @threads.uninterrupted
-    def _point_head(self, branch: str | None, commit: str | None, reason: str) -> None:
+    def _point_head(self, branch: str | None, commit_hash: CommitHash | None, reason: str) -> None:
         with self.history.operation(files=True):
-            self.history.set_head(branch=branch, commit=commit, reason=reason)
+            self.history.set_head(branch=branch, commit_hash=commit_hash, reason=reason)
         self.line.pin()
 
     def write_parts(
         self, ref: str, names: Sequence[str], *, force: bool, progress: Progress | None = None
     ) -> CheckoutResult:
         """Write these parts of a commit as files; HEAD stays where it is."""
-        commit = self.resolve(ref)
-        plan = self.worktree.plan_files({name: self.reader.one(commit, name) for name in names}, force=force)
+        commit_hash = self.resolve(ref)
+        plan = self.worktree.plan_files({name: self.reader.one(commit_hash, name) for name in names}, force=force)
         self.worktree.execute(plan, progress=progress)
-        return CheckoutResult(commit, self.history.head().branch, tuple(plan.write), plan.unchanged)
+        return CheckoutResult(commit_hash, self.history.head().branch, tuple(plan.write), plan.unchanged)
 
     def reset(self, ref: str, *, hard: bool, force: bool) -> CheckoutResult:
         """Point the branch at another commit, and forget what was staged; ``hard`` brings along the files there."""
-        commit = self.resolve(ref)
+        commit_hash = self.resolve(ref)
         branch, tip = self.line.position()
         plan = Plan({})
         if hard:
             old = self.reader.at(tip) if tip else {}
-            plan = self.worktree.plan(old, self.reader.at(commit), everything=False, force=force, keep=False)
+            plan = self.worktree.plan(old, self.reader.at(commit_hash), everything=False, force=force, keep=False)
             # The files first: when the disk refuses, the same command finds all as it was, and goes on.
             self.worktree.execute(plan)
         with self.history.operation(files=hard):
-            self.line.move(commit, f"reset: moving to {ref}")
-        return CheckoutResult(commit, branch, tuple(plan.write), plan.unchanged, plan.remove)
+            self.line.move(commit_hash, f"reset: moving to {ref}")
+        return CheckoutResult(commit_hash, branch, tuple(plan.write), plan.unchanged, plan.remove)
 
-    def follow(self, commit: str | None) -> None:
+    def follow(self, commit_hash: CommitHash | None) -> None:
         """Have the files that are there follow HEAD to a commit."""
         head = self.history.head().commit
-        if commit is not None and head is not None and commit != head:
-            old, new = self.reader.at(head), self.reader.at(commit)
-            self.line.check_can_leave(old, new, commit[:10])
+        if commit_hash is not None and head is not None and commit_hash != head:
+            old, new = self.reader.at(head), self.reader.at(commit_hash)
+            self.line.check_can_leave(old, new, commit_hash[:10])
             self.worktree.execute(self.worktree.plan(old, new, everything=False, force=False))
 
 

@@ -23,6 +23,7 @@ from coral.errors import (
     UsageError,
 )
 from coral.format.names import check_part_name, check_ref, check_ref_name
+from coral.ids import CommitHash
 from coral.timings import Stopwatch, step
 from coral.verbs.commit import Draft, land
 from coral.verbs.parts import PartNames
@@ -45,7 +46,7 @@ OTHER = "all else"
 Build = Callable[["StoreWriter", "Parent"], "Manifest"]
 """Makes a part of the store's writer and of what was last stored under its name."""
 
-Position = tuple[str | None, str | None]
+Position = tuple[str | None, CommitHash | None]
 """A branch, None when HEAD is detached, and its tip, None before the first commit."""
 
 
@@ -87,7 +88,7 @@ class Line:
         self._parents: dict[str, Parent] = {}
         self._is_pinned = False
         self._pinned: str | None = None
-        self._tip: str | None = None
+        self._tip: CommitHash | None = None
 
     # -- the branch
 
@@ -130,7 +131,7 @@ class Line:
         if self._is_pinned and self._pinned == old:
             self._pinned = new
 
-    def resolve(self, ref: str) -> str:
+    def resolve(self, ref: str) -> CommitHash:
         """The commit of a ref; ``HEAD`` is this line's own branch, wherever the shell has gone meanwhile."""
         own = _FROM_HEAD.fullmatch(ref) if self._is_pinned and self._pinned is not None else None
         if own is None:
@@ -144,15 +145,15 @@ class Line:
             raise RefNotFoundError(f"{ref!r} names no commit", hint=hint) from None
 
     @threads.one_at_a_time
-    def move(self, commit: str, reason: str) -> None:
+    def move(self, new: CommitHash, reason: str) -> None:
         """Point the branch, or the detached HEAD, at another commit, and forget what was staged."""
         with self._busy():
             branch, tip = self.position()
             if branch is not None:
-                self._history.move_branch(branch, commit, expected=tip, reason=reason)
+                self._history.move_branch(branch, new, expected=tip, reason=reason)
             elif tip is not None:
-                self._history.move_detached_head(commit, expected=tip, reason=reason)
-            self._tip = commit
+                self._history.move_detached_head(new, expected=tip, reason=reason)
+            self._tip = new
             self._drop()
 
     # -- one at a time
@@ -458,7 +459,7 @@ class Line:
         branch, _ = self.position()
         if self._is_pinned and branch is None and self._history.head() != (None, self._tip):
             return ConflictError("HEAD was detached and has moved since", hint="pin() takes up where it is now")
-        written: list[str] = []
+        written: list[CommitHash] = []
         try:
             commit = land(self._history, overlay, draft, branch=branch, written=written.append)
         except NothingToCommitError as error:
@@ -476,10 +477,10 @@ class Line:
         overlay.clear()
         return commit
 
-    def _has_landed(self, commit: str) -> bool:
+    def _has_landed(self, commit_hash: CommitHash) -> bool:
         with contextlib.suppress(CoralError):
             tip = self.position()[1]
-            return tip is not None and self._history.is_ancestor(commit, tip)
+            return tip is not None and self._history.is_ancestor(commit_hash, tip)
         return False
 
     def _rebase_if_clean(self, overlay: Overlay) -> None:

@@ -12,6 +12,7 @@ from coral.format.manifest import Manifest
 
 if TYPE_CHECKING:
     from coral.history import History
+    from coral.ids import BlobId, CommitHash
 
 STATE_KEY = "coral.state"
 
@@ -69,35 +70,35 @@ class PartReader:
         self._history = history
         self._load = lru_cache(maxsize=16)(self._parse)
 
-    def load(self, oid: str) -> Manifest:
+    def load(self, oid: BlobId) -> Manifest:
         """The manifest in this git blob. Raises CorruptionError."""
         return self._load(oid)
 
-    def at(self, commit: str) -> dict[str, Manifest]:
+    def at(self, commit_hash: CommitHash) -> dict[str, Manifest]:
         """Every part of a commit, by name."""
-        parts = self._history.parts(commit)
+        parts = self._history.parts(commit_hash)
         # Each manifest once: a small commit may name a large one a million times.
         manifests = {oid: self._load(oid) for oid in dict.fromkeys(parts.values())}
         return {name: manifests[oid] for name, oid in parts.items()}
 
-    def one(self, commit: str, name: str) -> Manifest:
+    def one(self, commit_hash: CommitHash, name: str) -> Manifest:
         """One part of a commit. Raises PartNotFoundError."""
-        oid = self._history.part(commit, name)
+        oid = self._history.part(commit_hash, name)
         if oid is None:
-            raise part_not_found(name, self._history.parts(commit), commit)
+            raise part_not_found(name, self._history.parts(commit_hash), commit_hash)
         return self._load(oid)
 
-    def _parse(self, oid: str) -> Manifest:
+    def _parse(self, oid: BlobId) -> Manifest:
         try:
             return Manifest.from_bytes(self._history.read_blob(oid))
         except FormatError as error:
             raise CorruptionError(f"the manifest {oid} is damaged: {error.message}", hint="run coral fsck") from None
 
 
-def part_not_found(name: str, parts: Mapping[str, object], commit: str) -> PartNotFoundError:
+def part_not_found(name: str, parts: Mapping[str, object], commit_hash: CommitHash) -> PartNotFoundError:
     """The error for a name that a commit does not hold."""
     known = ", ".join(sorted(parts)[:8]) or "nothing"
-    return PartNotFoundError(f"the commit {commit[:10]} holds no {name!r}", hint=f"it holds {known}")
+    return PartNotFoundError(f"the commit {commit_hash[:10]} holds no {name!r}", hint=f"it holds {known}")
 
 
 def check_updatable(name: str, old: Manifest) -> Manifest:

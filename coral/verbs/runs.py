@@ -17,7 +17,7 @@ from coral.errors import CoralError, NotFoundError
 from coral.format.contents import RUNS, TRASH, lock
 from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
-from coral.ids import ContentRef, checksum
+from coral.ids import ContentRef, RunId, checksum
 from coral.storage.locks import file_lock
 from coral.verbs.git_manifests import STORED
 
@@ -38,9 +38,9 @@ Seen = dict[str, tuple[float, int]]
 """When a file that was read had last been changed, and its size."""
 
 
-def run_ids(folder: Folder) -> list[str]:
+def run_ids(folder: Folder) -> list[RunId]:
     """The ids of the runs there are, by the names of their files alone."""
-    return sorted(name.removesuffix(_RUN) for name in folder.names(RUNS) if name.endswith(_RUN))
+    return sorted(RunId(name.removesuffix(_RUN)) for name in folder.names(RUNS) if name.endswith(_RUN))
 
 
 class RunText(NamedTuple):
@@ -50,9 +50,9 @@ class RunText(NamedTuple):
     text: bytes
 
     @property
-    def run(self) -> str:
+    def run_id(self) -> RunId:
         """The run's id."""
-        return os.path.basename(self.key).partition(".")[0]
+        return RunId(os.path.basename(self.key).partition(".")[0])
 
     @property
     def commits(self) -> set[str]:

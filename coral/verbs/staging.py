@@ -21,6 +21,7 @@ from coral.verbs.parts import PartReader
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest
     from coral.history import History
+    from coral.ids import BlobId, CommitHash
     from coral.storage.folder import Folder
 
 _INDEX = "index.json"
@@ -40,7 +41,7 @@ class Overlay:
         standing: the parts that do.
     """
 
-    base: str | None = None
+    base: CommitHash | None = None
     parts: dict[str, Manifest | None] = field(default_factory=dict)
     stager: Thread | None = None
     under: Overlay | None = None
@@ -58,7 +59,7 @@ class Overlay:
         """An overlay that begins with the same, and whose commit is that of both."""
         return Overlay(self.base, dict(self.parts), self.stager, self)
 
-    def rebase(self, base: str | None) -> None:
+    def rebase(self, base: CommitHash | None) -> None:
         """Lie over another commit; of a copy, what it was copied from too."""
         self.base = base
         if self.under is not None:
@@ -132,19 +133,20 @@ class ShellStaging:
             return Overlay()
         try:
             data = json.loads(read_bounded(self._folder, _INDEX, _LIMIT))
-            base, parts = data["base"], data["parts"]
+            base: CommitHash | None = data["base"]
+            parts: dict[str, BlobId | None] = data["parts"]
             if not all(oid is None or is_hash(oid) for oid in (base, *parts.values())):
                 raise ValueError("what should be a hash is none")
             if data.get("check", check := _check(base, parts)) != check:
                 raise ValueError("its checksum is wrong")
-            names = [check_part_name(name) for name in parts]
+            blobs = {check_part_name(name): oid for name, oid in parts.items()}
         except NotFoundError:  # somebody has committed it in this moment
             return Overlay()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
                 f"{self._folder.path(_INDEX)} is damaged: {error}", hint="remove it and add the files again"
             ) from None
-        return Overlay(base, {name: self._reader.load(parts[name]) if parts[name] else None for name in names})
+        return Overlay(base, {name: self._reader.load(oid) if oid else None for name, oid in blobs.items()})
 
     def drop_unsealed(self) -> None:
         """Nothing: each part was made durable before it was staged."""
@@ -161,7 +163,7 @@ class ShellStaging:
         self._folder.write(_INDEX, json.dumps(data, indent=1).encode())
 
 
-def _check(base: str | None, parts: Mapping[str, str | None]) -> str:
+def _check(base: CommitHash | None, parts: Mapping[str, BlobId | None]) -> str:
     """A checksum: a flipped letter of a name would be another name, and no error. Older files have none."""
     return f"{checksum(json.dumps([base, sorted(parts.items())]).encode()):016x}"
 

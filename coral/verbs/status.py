@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coral.verbs.staging import StagedChange, staged_changes
 
 if TYPE_CHECKING:
+    from coral.ids import CommitHash
     from coral.verbs.line import Line
     from coral.verbs.parts import PartReader
     from coral.verbs.worktree import WorkTree
@@ -27,7 +28,7 @@ class Status:
     """
 
     branch: str | None
-    commit: str | None
+    commit: CommitHash | None
     staged: tuple[StagedChange, ...]
     modified: tuple[str, ...]
     untracked: tuple[str, ...]
@@ -36,12 +37,12 @@ class Status:
 
 def status_of(line: Line, reader: PartReader, worktree: WorkTree) -> Status:
     """Compare them, and remember the stamps of files that had to be read."""
-    branch, commit = line.position()
+    branch, commit_hash = line.position()
     parts = line.staged()
-    tip = reader.at(commit) if commit else {}
+    tip = reader.at(commit_hash) if commit_hash else {}
     now = {name: part for name, part in {**tip, **parts}.items() if part is not None}
     there = worktree.materialised(now)
     modified = tuple(name for name in sorted(there) if not worktree.agrees(name, now[name]))
     worktree.save_stamps()
     staged = tuple(staged_changes(parts, tip.get))
-    return Status(branch, commit, staged, modified, tuple(worktree.untracked(now)), len(now))
+    return Status(branch, commit_hash, staged, modified, tuple(worktree.untracked(now)), len(now))

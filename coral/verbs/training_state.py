@@ -12,24 +12,27 @@ from coral.verbs.parts import STATE_KEY, is_state, part_not_found
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest, TensorRecord
+    from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.verbs.parts import PartReader
 
 
-def state_of_commit(reader: PartReader, store: Callable[[], ChunkStore], commit: str, name: str | None) -> object:
+def state_of_commit(
+    reader: PartReader, store: Callable[[], ChunkStore], commit_hash: CommitHash, name: str | None
+) -> object:
     """The training state that a commit holds: the one named, else the only one.
 
     Raises:
         PartNotFoundError: it holds none, or none of that name.
         UsageError: it holds several, and no name says which is meant.
     """
-    states = {part: found for part, found in reader.at(commit).items() if is_state(found)}
+    states = {part: found for part, found in reader.at(commit_hash).items() if is_state(found)}
     if name is not None and name not in states:
-        raise part_not_found(name, states, commit)
+        raise part_not_found(name, states, commit_hash)
     if not states:
-        raise PartNotFoundError(f"the commit {commit[:10]} holds no training state")
+        raise PartNotFoundError(f"the commit {commit_hash[:10]} holds no training state")
     if name is None and len(states) > 1:
-        raise UsageError(f"the commit {commit[:10]} holds several states", hint=f"name= one of {sorted(states)}")
+        raise UsageError(f"the commit {commit_hash[:10]} holds several states", hint=f"name= one of {sorted(states)}")
     return read_state(store(), states[name or next(iter(states))])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from coral.errors import ConflictError, CorruptionError, NotFoundError, RefNotFoundError, UsageError
 from coral.history import Change
-from coral.ids import ChunkId
+from coral.ids import BlobId, ChunkId, CommitHash
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
@@ -75,19 +75,22 @@ def _changes_of(operations: Iterable[Operation]) -> dict[str, Change]:
     return {ref: change for ref, change in changes.items() if change.expected != change.target}
 
 
-def _head_after(history: History, changes: Mapping[str, Change]) -> str | None:
+def _head_after(history: History, changes: Mapping[str, Change]) -> CommitHash | None:
     """The commit that HEAD will be at."""
     head = changes.get("HEAD")
     at = history.head()
     if head is not None and head.target is not None and not head.target.startswith(_SYMBOLIC):
-        return head.target
+        return CommitHash(head.target)
     if head is not None:
         ref = (head.target or "").removeprefix(_SYMBOLIC)
     elif at.branch is not None:
         ref = f"refs/heads/{at.branch}"
     else:
         return at.commit
-    return changes[ref].target if ref in changes else history.branch_tip(ref.removeprefix("refs/heads/"))
+    if ref not in changes:
+        return history.branch_tip(ref.removeprefix("refs/heads/"))
+    target = changes[ref].target
+    return CommitHash(target) if target is not None else None
 
 
 def _take_back_collections(store: ChunkStore, operations: Sequence[Operation]) -> None:
@@ -106,18 +109,18 @@ def _bring_back(history: History, reader: PartReader, store: ChunkStore, changes
         ConflictError: it was removed for good.
     """
     targets = {change.target for change in changes.values() if change.target is not None}
-    seen: set[str] = set()
+    seen: set[BlobId] = set()
     for target in sorted(target for target in targets if not target.startswith(_SYMBOLIC)):
         try:
             tip = history.resolve(target)
         except RefNotFoundError:
             continue  # a tag of something else
-        commits = [tip] if store.trash.is_empty else [commit.commit_hash for commit in history.log(tip)]
-        for commit in commits:
-            for part, oid in history.parts(commit).items():
+        hashes = [tip] if store.trash.is_empty else [commit.commit_hash for commit in history.log(tip)]
+        for commit_hash in hashes:
+            for part, oid in history.parts(commit_hash).items():
                 if oid not in seen:
                     seen.add(oid)
-                    _bring_back_part(store, reader.load(oid), f"{part} of {commit[:10]}")
+                    _bring_back_part(store, reader.load(oid), f"{part} of {commit_hash[:10]}")
 
 
 def _bring_back_part(store: ChunkStore, manifest: Manifest, where: str) -> None:

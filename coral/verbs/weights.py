@@ -13,6 +13,7 @@ from coral.verbs.ingest import views_of
 from coral.verbs.parts import is_weights
 
 if TYPE_CHECKING:
+    from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.tensors.frameworks import Framework
     from coral.verbs.parts import PartReader
@@ -31,8 +32,10 @@ class Weights(Mapping[str, object]):
         framework: what the tensors are, ``numpy`` or ``torch``.
     """
 
-    def __init__(self, store: ChunkStore, framework: Framework, parts: Mapping[str, Manifest], *, commit: str) -> None:
-        self.commit = commit
+    def __init__(
+        self, store: ChunkStore, framework: Framework, parts: Mapping[str, Manifest], *, commit_hash: CommitHash
+    ) -> None:
+        self.commit = commit_hash
         self.framework = framework.name
         self._store = store
         self._framework = framework
@@ -116,28 +119,30 @@ def _gather(store: ChunkStore, parts: Mapping[str, Manifest]) -> dict[str, _Entr
 
 
 def weights_of_commit(
-    reader: PartReader, store: Callable[[], ChunkStore], commit: str, *, name: str | None, framework: str
+    reader: PartReader, store: Callable[[], ChunkStore], commit_hash: CommitHash, *, name: str | None, framework: str
 ) -> Weights:
     """A commit's weights: of one part, or of all that hold weights. Raises PartNotFoundError, UsageError."""
     if name is not None:
-        parts = {name: reader.one(commit, name)}
+        parts = {name: reader.one(commit_hash, name)}
     else:
-        parts = {part: manifest for part, manifest in reader.at(commit).items() if is_weights(manifest)}
+        parts = {part: manifest for part, manifest in reader.at(commit_hash).items() if is_weights(manifest)}
     if not parts:
-        raise PartNotFoundError(f"the commit {commit[:10]} holds no weights", hint="'coral ls' lists its parts")
-    return Weights(store(), named_framework(framework), parts, commit=commit)
+        raise PartNotFoundError(f"the commit {commit_hash[:10]} holds no weights", hint="'coral ls' lists its parts")
+    return Weights(store(), named_framework(framework), parts, commit_hash=commit_hash)
 
 
 def one_weight(
-    reader: PartReader, store: Callable[[], ChunkStore], commit: str, name: str, *, framework: str
+    reader: PartReader, store: Callable[[], ChunkStore], commit_hash: CommitHash, name: str, *, framework: str
 ) -> object:
     """One tensor of a commit, whichever part holds it. Raises TensorNotFoundError, UsageError."""
-    parts = {part: manifest for part, manifest in reader.at(commit).items() if is_weights(manifest)}
-    holders = holders_of(store(), parts, name, commit=commit)
-    return Weights(store(), named_framework(framework), holders, commit=commit)[name]
+    parts = {part: manifest for part, manifest in reader.at(commit_hash).items() if is_weights(manifest)}
+    holders = holders_of(store(), parts, name, commit_hash=commit_hash)
+    return Weights(store(), named_framework(framework), holders, commit_hash=commit_hash)[name]
 
 
-def holders_of(store: ChunkStore, parts: Mapping[str, Manifest], name: str, *, commit: str) -> dict[str, Manifest]:
+def holders_of(
+    store: ChunkStore, parts: Mapping[str, Manifest], name: str, *, commit_hash: CommitHash
+) -> dict[str, Manifest]:
     """The parts that hold a tensor of a name. Raises TensorNotFoundError when there are none."""
     known: list[str] = []
     holders = {}
@@ -147,7 +152,7 @@ def holders_of(store: ChunkStore, parts: Mapping[str, Manifest], name: str, *, c
         if name in found:
             holders[part] = manifest
     if not holders:
-        raise _tensor_not_found(name, known, commit)
+        raise _tensor_not_found(name, known, commit_hash)
     return holders
 
 
@@ -158,9 +163,9 @@ def _flat(record: TensorRecord) -> tuple[int, ...]:
     return (count,)
 
 
-def _tensor_not_found(name: str, known: list[str], commit: str) -> TensorNotFoundError:
+def _tensor_not_found(name: str, known: list[str], commit_hash: CommitHash) -> TensorNotFoundError:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {', '.join(near)}?" if near else "coral ls lists the tensors of a commit"
-    return TensorNotFoundError(f"the commit {commit[:10]} holds no tensor {name!r}", hint=hint)
+    return TensorNotFoundError(f"the commit {commit_hash[:10]} holds no tensor {name!r}", hint=hint)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from coral.errors import CoralError, OverwriteError, StorageError, UsageError
 from coral.format.manifest import Manifest
@@ -26,6 +26,7 @@ from coral.verbs.parts import PartReader, is_state
 
 if TYPE_CHECKING:
     from coral.history import History
+    from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
 
@@ -41,7 +42,7 @@ class CheckoutResult:
     """What a checkout did.
 
     Attributes:
-        commit: full hash of the commit.
+        commit: full hash of the commit; empty on a branch that has none.
         branch: the branch HEAD is on now, None when detached; unchanged for single files.
         written: files written, relative to the project.
         unchanged: files that already held the right bytes.
@@ -49,7 +50,7 @@ class CheckoutResult:
         states: training states left in the store; name one to have it written.
     """
 
-    commit: str
+    commit: CommitHash | Literal[""]
     branch: str | None
     written: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 
 from coral.history.commit import Commit
 from coral.history.history import History
+from coral.ids import CommitHash
 
 
 def commit(
     history: History,
     message: str = "a commit",
     *,
-    parents: Sequence[str] = (),
+    parents: Sequence[CommitHash] = (),
     parts: dict[str, str] | None = None,
     seconds: int | None = None,
 ) -> Commit:
@@ -33,10 +34,10 @@ def commit_on(history: History, branch: str, text: str, *, path: str = "model.sa
     return made
 
 
-def line_of(history: History, count: int, branch: str = "main") -> list[str]:
+def line_of(history: History, count: int, branch: str = "main") -> list[CommitHash]:
     """A line of commits, one after the other, in as few writes as it takes; returns their hashes, oldest first."""
     blob = history.write_blob(b"weights")
-    made: list[str] = []
+    made: list[CommitHash] = []
     for number in range(count):
         parents = made[-1:]
         base = parents[0] if parents else None

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from coral.errors import CorruptionError, UsageError
 from coral.history.commit import MAX_STEP, Commit, CommitObject, from_datetime, identity, to_datetime
+from coral.ids import CommitHash
 
-_OID = "a" * 40
+_HASH = CommitHash("a" * 40)
 
 
 @pytest.mark.parametrize(
@@ -46,27 +47,27 @@ def test_identity_never_breaks_the_object(name: str, email: str) -> None:
         who = identity(f"{name} <{email}>")
     except UsageError:
         return
-    made = CommitObject(_OID, (), who, 5, 0, 5, "text\n")
-    assert CommitObject.from_bytes(made.to_bytes(), _OID) == made
+    made = CommitObject(_HASH, (), who, 5, 0, 5, "text\n")
+    assert CommitObject.from_bytes(made.to_bytes(), _HASH) == made
 
 
 @given(
     st.integers(0, 2**33),
     st.integers(-14 * 60, 14 * 60),
-    st.lists(st.sampled_from([_OID, "b" * 40])),
+    st.lists(st.sampled_from([_HASH, CommitHash("b" * 40)])),
     st.text(st.characters(exclude_categories=["Cs"])),
 )
-def test_object_round_trip(seconds: int, offset: int, parents: list[str], text: str) -> None:
+def test_object_round_trip(seconds: int, offset: int, parents: list[CommitHash], text: str) -> None:
     """A commit object comes back field by field."""
-    made = CommitObject(_OID, tuple(parents), "A <a@x>", seconds, offset, seconds, text)
-    assert CommitObject.from_bytes(made.to_bytes(), _OID) == made
+    made = CommitObject(_HASH, tuple(parents), "A <a@x>", seconds, offset, seconds, text)
+    assert CommitObject.from_bytes(made.to_bytes(), _HASH) == made
 
 
 @given(st.binary())
 def test_malformed(data: bytes) -> None:
     """Bytes that are no commit are corruption, never another error."""
     with pytest.raises(CorruptionError):
-        CommitObject.from_bytes(data, _OID)
+        CommitObject.from_bytes(data, _HASH)
 
 
 def test_times() -> None:
@@ -87,17 +88,17 @@ def test_trailer_properties() -> None:
         "Coral-Step": "400",
         "Coral-Metrics": '{"loss": 0.5, "nan": NaN, "odd": "text"}',
         "Coral-Metadata": '{"a": [1]}',
-        "Coral-Code-Commit": _OID,
+        "Coral-Code-Commit": _HASH,
         "Coral-Code-Branch": "main",
         "Coral-Code-Dirty": "true",
         "Coral-Code-Diff": "d" * 64,
     }
-    made = Commit(_OID, (), "subject\nbody", "coral", datetime.now(UTC), trailers)
+    made = Commit(_HASH, (), "subject\nbody", "coral", datetime.now(UTC), trailers)
     assert (made.run_id, made.step, made.metadata, made.subject) == ("ab", 400, {"a": [1]}, "subject")
-    assert (made.code_commit, made.code_branch, made.code_dirty) == (_OID, "main", True)
+    assert (made.code_commit, made.code_branch, made.code_dirty) == (_HASH, "main", True)
     assert made.code_diff == "d" * 64
     assert made.metrics["loss"] == 0.5 and set(made.metrics) == {"loss", "nan"}
-    odd = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": "x", "Coral-Metrics": "[" * 10_000})
+    odd = Commit(_HASH, (), "m", "coral", datetime.now(UTC), {"Coral-Step": "x", "Coral-Metrics": "[" * 10_000})
     assert (odd.step, odd.metrics, odd.run_id, odd.code_dirty, odd.code_diff) == (None, {}, None, None, None)
     assert len({made, made}) == 1
 
@@ -105,7 +106,7 @@ def test_trailer_properties() -> None:
 def test_metrics_that_json_lacks() -> None:
     """NaN and infinities are kept by name; another text, or a number beyond floats, is no metric."""
     text = '{"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": "nan", "e": 1%s, "f": 2, "g": [1], "h": -Infinity}'
-    made = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Metrics": text % ("0" * 400)})
+    made = Commit(_HASH, (), "m", "coral", datetime.now(UTC), {"Coral-Metrics": text % ("0" * 400)})
     found = made.metrics
     assert math.isnan(found.pop("a"))
     assert found == {"b": math.inf, "c": -math.inf, "f": 2.0, "h": -math.inf}
@@ -115,7 +116,7 @@ def test_metrics_that_json_lacks() -> None:
 @pytest.mark.parametrize("step", [0, -1, 10**18, MAX_STEP, -MAX_STEP])
 def test_a_step_of_63_bits(step: int) -> None:
     """Every step that may be committed reads back; one that does not fit a 64-bit column is absent."""
-    made = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(step)})
+    made = Commit(_HASH, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(step)})
     assert made.step == step
-    beyond = Commit(_OID, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(2**63)})
+    beyond = Commit(_HASH, (), "m", "coral", datetime.now(UTC), {"Coral-Step": str(2**63)})
     assert beyond.step is None

@@ -12,6 +12,7 @@ import pytest
 from coral.errors import UnsupportedValueError, UsageError
 from coral.history import Commit, History
 from coral.history.commit import MAX_STEP
+from coral.ids import CommitHash
 from coral.verbs.commit import Draft, build_trailers, land
 from coral.verbs.staging import Overlay
 from tests.history.helpers import commit_on
@@ -24,7 +25,7 @@ def trailers(
 
 
 def read_back(trailers: Mapping[str, str]) -> Commit:
-    return Commit("a" * 40, (), "m", "coral", datetime.now(UTC), trailers)
+    return Commit(CommitHash("a" * 40), (), "m", "coral", datetime.now(UTC), trailers)
 
 
 def nested(levels: int, *, folder: bool = False) -> object:

@@ -22,6 +22,7 @@ from coral.history.commit import Commit, CommitObject
 from coral.history.history import History
 from coral.history.loose import Kind
 from coral.history.loose import key as loose_key
+from coral.ids import BlobId, CommitHash
 from tests.history.helpers import commit, commit_on, line_of
 
 Git = Callable[..., str]
@@ -71,7 +72,7 @@ def test_written_by_real_git(history: History, git: Git) -> None:
     made = commit_on(history, "main", "one")
     git("branch", "other", "main")
     git("tag", "-a", "-m", "note", "v1", "main")
-    other = git("commit-tree", "-p", "main", "-m", "by git\n\nSigned-off-by: x", "main^{tree}").strip()
+    other = CommitHash(git("commit-tree", "-p", "main", "-m", "by git\n\nSigned-off-by: x", "main^{tree}").strip())
     git("update-ref", "refs/heads/other", other)
     git("pack-refs", "--all")
     git("gc", "--quiet")
@@ -79,7 +80,8 @@ def test_written_by_real_git(history: History, git: Git) -> None:
     assert history.tags() == {"v1": made.commit_hash}
     assert history.commit(other).message == "by git\n\nSigned-off-by: x"
     assert history.commit(other).author == "NAME@x <EMAIL@x>"
-    assert history.read_blob(history.part(other, "model.safetensors") or "") == b"one"
+    blob = history.part(other, "model.safetensors")
+    assert blob is not None and history.read_blob(blob) == b"one"
     history.move_branch("other", made.commit_hash, expected=other, reason="back")
     history.delete_branch("other")
     assert git("for-each-ref", "--format=%(refname)").split() == ["refs/heads/main", "refs/tags/v1"]
@@ -116,13 +118,13 @@ def test_refused_input(history: History, monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(InvalidNameError):
             history.write_commit(overlay={path: blob}, message="m")
     with pytest.raises(CorruptionError, match="f" * 40):
-        history.write_commit(overlay={"a": "f" * 40}, message="m")
+        history.write_commit(overlay={"a": BlobId("f" * 40)}, message="m")
     with pytest.raises(CorruptionError, match="is not a blob"):
-        history.write_commit(overlay={"a": commit(history).commit_hash}, message="m")
+        history.write_commit(overlay={"a": BlobId(commit(history).commit_hash)}, message="m")
     with pytest.raises(CorruptionError, match="f" * 40):
-        history.write_commit(overlay={}, parents=["f" * 40], message="m")
+        history.write_commit(overlay={}, parents=[CommitHash("f" * 40)], message="m")
     with pytest.raises(UsageError):
-        history.write_commit(overlay={"a": "xyz"}, message="m")
+        history.write_commit(overlay={"a": BlobId("xyz")}, message="m")
     with pytest.raises(UsageError):
         history.commit("HEAD")
     with pytest.raises(RefNotFoundError):
@@ -138,7 +140,8 @@ def test_refused_input(history: History, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_damaged_object(history: History, damage: str) -> None:
     """A damaged or missing object is named, never returned."""
     made = commit_on(history, "main", "one")
-    blob = history.part(made.commit_hash, "model.safetensors") or ""
+    blob = history.part(made.commit_hash, "model.safetensors")
+    assert blob is not None
     for oid in (blob, made.commit_hash):
         path = history.git_dir / loose_key(oid)
         data = bytearray(path.read_bytes())
@@ -239,7 +242,7 @@ def _check_topological(history: History, log: Iterator[Commit], count: int) -> N
 def test_log_is_topological(history: History, seed: int) -> None:
     """No commit comes before one that follows it, whatever the merges, also within one second."""
     chance = random.Random(seed)
-    made: list[str] = []
+    made: list[CommitHash] = []
     times: dict[str, int] = {}
     for number in range(25):
         parents = chance.sample(made[-5:], min(len(made[-5:]), chance.choice([1, 1, 2, 3])))
@@ -257,7 +260,7 @@ def test_log_is_topological(history: History, seed: int) -> None:
 def test_log_everywhere(history: History, git: Git, seed: int) -> None:
     """All that branches, tags and HEAD lead to, each once, newest first, never a commit before one that follows it."""
     chance = random.Random(seed)
-    made: list[str] = []
+    made: list[CommitHash] = []
     for number in range(25):  # several roots, and lines that never meet
         parents = chance.sample(made[-6:], min(len(made[-6:]), chance.choice([0, 1, 1, 2])))
         made.append(commit(history, f"c {number}", parents=parents, seconds=1000 + number // 2).commit_hash)
@@ -265,7 +268,7 @@ def test_log_everywhere(history: History, git: Git, seed: int) -> None:
         history.create_tag(f"t{number}", oid, message="annotated" if number % 2 else None)
     history.create_branch("side", made[-1])
     history.create_branch("main", chance.choice(made))
-    history.set_head(commit=chance.choice(made))
+    history.set_head(commit_hash=chance.choice(made))
     count = int(git("rev-list", "--count", "--all", "HEAD"))
     _check_topological(history, history.log_everywhere(lambda commit: True), count)
     times = [found.time for found in history.log_everywhere(lambda commit: True)]
@@ -345,7 +348,7 @@ def test_versions(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = history.write_commit(base=tip, overlay={"a/b": None}, parents=[tip], message="gone")
     head = commit(history, "head", parents=[gone.commit_hash], parts={"a/b": "head"}).commit_hash
     commit(history, "nobody's", parents=[head], parts={"a/b": "lost"})
-    history.set_head(commit=head)
+    history.set_head(commit_hash=head)
     reads: list[str] = []
     original = history._handle.read
 

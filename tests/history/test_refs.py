@@ -27,6 +27,7 @@ from coral.history import history as history_module
 from coral.history.history import History
 from coral.history.libgit import RefTarget
 from coral.history.refs import Change, Head
+from coral.ids import CommitHash
 from tests.history.helpers import commit, commit_on, line_of
 
 Git = Callable[..., str]
@@ -52,7 +53,7 @@ def test_move_branch_is_compare_and_swap(history: History) -> None:
             (None, one, "commit (initial): one"),
         ]
     with pytest.raises(CorruptionError):
-        history.move_branch("main", "f" * 40, expected=two, reason="x")
+        history.move_branch("main", CommitHash("f" * 40), expected=two, reason="x")
 
 
 def test_race(history: History, coral_dir: Path) -> None:
@@ -119,7 +120,7 @@ def test_stale_lock_is_swept(history: History, lock: str, fresh: bool) -> None:
     started = time.monotonic()
     two = commit(history, "two", parents=[one]).commit_hash
     history.move_branch("main", two, expected=one, reason="x")
-    history.set_head(commit=two)
+    history.set_head(commit_hash=two)
     history.create_branch("b", two)
     history.delete_branch("b")
     assert not path.exists()
@@ -206,7 +207,7 @@ def test_head(history: History, git: Git) -> None:
     history.set_head(branch="side")
     assert history.head() == Head("side", one)
     assert history.resolve("@{-1}") == two
-    history.set_head(commit=two)
+    history.set_head(commit_hash=two)
     assert history.head() == Head(None, two)
     assert git("rev-parse", "HEAD").strip() == two
     three = commit(history, "three", parents=[two]).commit_hash

@@ -19,6 +19,7 @@ import torch
 
 from coral import Repository
 from coral.errors import CorruptionError, FormatError, StorageError
+from coral.ids import CommitHash
 from tests.repository.helpers import commit, git, raw, read, run, tree, weights
 
 FILE = "model.safetensors"
@@ -163,7 +164,7 @@ def test_kill_9_at_any_moment(quick: Path) -> None:
     """Every commit that was acknowledged is there after each of 15 kills, and the next process just works."""
     Repository(quick, init=True)
     chance = random.Random(0)
-    acknowledged: dict[str, int] = {}
+    acknowledged: dict[CommitHash, int] = {}
     for number in range(15):
         told = _kill_one(quick, 1000 * number, wait_for=number % 3, delay=chance.uniform(0, 0.05))
         acknowledged.update(told)
@@ -177,7 +178,7 @@ def test_kill_9_at_any_moment(quick: Path) -> None:
     git(repo.folder.root, "fsck", "--strict")
 
 
-def _kill_one(project: Path, start: int, *, wait_for: int, delay: float) -> dict[str, int]:
+def _kill_one(project: Path, start: int, *, wait_for: int, delay: float) -> dict[CommitHash, int]:
     """Kill a process that commits in a loop, some time after its n-th commit; returns the commits that it told of."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -193,7 +194,7 @@ def _kill_one(project: Path, start: int, *, wait_for: int, delay: float) -> dict
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         lines += told.readlines()
-    return {line.split()[0]: int(line.split()[1]) for line in lines if line.endswith("\n")}
+    return {CommitHash(line.split()[0]): int(line.split()[1]) for line in lines if line.endswith("\n")}
 
 
 def test_a_hostile_header_is_refused_in_bounded_memory(repo: Repository) -> None:

@@ -14,6 +14,7 @@ from coral.history import trees
 from coral.history.commit import CommitObject
 from coral.history.libgit import Handle
 from coral.history.loose import Kind
+from coral.ids import BlobId, CommitHash
 from coral.verbs.parts import PartReader
 from tests.repository.helpers import weights
 
@@ -36,18 +37,21 @@ def nested(repo: Repository, names: Iterable[bytes], oid: str, mode: str = FILE)
     return oid
 
 
-def branch(repo: Repository, name: str, top: str) -> str:
+def branch(repo: Repository, name: str, top: str) -> CommitHash:
     """A branch with one commit of a tree, written as another program would."""
-    commit = write(repo, "commit", CommitObject(top, (), "A <a@x>", 1, 0, 1, "hostile\n").to_bytes())
-    repo.history.create_branch(name, commit, force=True)
-    return commit
+    text = CommitObject(top, (), "A <a@x>", 1, 0, 1, "hostile\n").to_bytes()
+    commit_hash = CommitHash(write(repo, "commit", text))
+    repo.history.create_branch(name, commit_hash, force=True)
+    return commit_hash
 
 
-def file_part(repo: Repository) -> str:
+def file_part(repo: Repository) -> BlobId:
     """The blob of a manifest of a small file, which is on main, and in the project as ``tool``."""
     (repo.path / "tool").write_bytes(b"#!/bin/sh\ntouch pwned\n")
     repo.stage_file(repo.path / "tool", opaque=True)
-    return repo.history.part(repo.commit("a file").commit_hash, "tool") or ""
+    blob = repo.history.part(repo.commit("a file").commit_hash, "tool")
+    assert blob is not None
+    return blob
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def file_part(repo: Repository) -> str:
 def test_a_path_that_no_part_may_have_is_never_written(repo: Repository, names: tuple[bytes, ...]) -> None:
     """Names are checked on the way out as on the way in: git's config and hooks, and what lies above, stay."""
     top = nested(repo, names, file_part(repo))
-    commit = branch(repo, "evil", top)
+    commit_hash = branch(repo, "evil", top)
     before = sorted(repo.path.parent.rglob("*"))
     path = b"/".join(names).decode("utf-8", "surrogateescape")
     for call in (repo.checkout, repo.parts, repo.switch):
@@ -85,20 +89,22 @@ def test_a_path_that_no_part_may_have_is_never_written(repo: Repository, names: 
         repo.checkout("evil", path)
     assert sorted(repo.path.parent.rglob("*")) == before
     with pytest.raises(CorruptionError) as caught:
-        repo.history.parts(commit)
+        repo.history.parts(commit_hash)
     assert any(repr("/".join(path.split("/")[:depth])) in str(caught.value) for depth in range(1, 9))
     if not any(b"/" in name for name in names):
         with pytest.raises(CorruptionError):
-            repo.history.part(commit, path)
+            repo.history.part(commit_hash, path)
     assert repo.checkout("main").written == ()
 
 
 def test_what_is_no_file_is_no_part(repo: Repository) -> None:
     """Links and submodules are left out, also where one is asked for by name."""
     oid = file_part(repo)
-    commit = branch(repo, "other", tree(repo, ("120000", b"link", oid), (FILE, b"tool", oid), ("160000", b"sub", oid)))
-    assert repo.history.parts(commit) == {"tool": oid}
-    assert [repo.history.part(commit, name) for name in ("link", "sub", "tool")] == [None, None, oid]
+    commit_hash = branch(
+        repo, "other", tree(repo, ("120000", b"link", oid), (FILE, b"tool", oid), ("160000", b"sub", oid))
+    )
+    assert repo.history.parts(commit_hash) == {"tool": oid}
+    assert [repo.history.part(commit_hash, name) for name in ("link", "sub", "tool")] == [None, None, oid]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 20])
@@ -106,11 +112,11 @@ def test_a_malformed_tree_is_damage(repo: Repository, cut: int) -> None:
     """One name twice, or an entry cut short, is not read as something else."""
     oid = file_part(repo)
     raw = b"100644 a\0" + bytes.fromhex(oid)
-    commit = branch(repo, "other", write(repo, "tree", raw + raw[:-cut] if cut else raw + raw))
+    commit_hash = branch(repo, "other", write(repo, "tree", raw + raw[:-cut] if cut else raw + raw))
     with pytest.raises(CorruptionError, match="malformed"):
-        repo.history.parts(commit)
+        repo.history.parts(commit_hash)
     with pytest.raises(CorruptionError, match="malformed"):
-        repo.history.part(commit, "a")
+        repo.history.part(commit_hash, "a")
 
 
 @pytest.mark.parametrize("leaf", ["a", None])
@@ -120,12 +126,12 @@ def test_a_bomb_of_trees_is_refused(repo: Repository, monkeypatch: pytest.Monkey
     top = tree(repo, (FILE, b"a", file_part(repo))) if leaf else tree(repo)
     for _ in range(60):
         top = tree(repo, (FOLDER, b"a", top), (FOLDER, b"b", top))
-    commit = branch(repo, "bomb", top)
+    commit_hash = branch(repo, "bomb", top)
     started = time.monotonic()
     with pytest.raises(CorruptionError, match="more than 10,000 paths"):
         repo.checkout("bomb")
     assert time.monotonic() - started < 10
-    assert repo.history.part(commit, "q") is None
+    assert repo.history.part(commit_hash, "q") is None
 
 
 def test_each_folder_of_a_bomb_is_read_once(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +139,7 @@ def test_each_folder_of_a_bomb_is_read_once(repo: Repository, monkeypatch: pytes
     top = tree(repo, (FILE, b"a", file_part(repo)))
     for _ in range(8):
         top = tree(repo, (FOLDER, b"a", top), (FOLDER, b"b", top))
-    commit = branch(repo, "bomb", top)
+    commit_hash = branch(repo, "bomb", top)
     reads: list[str] = []
     original = trees.entries
 
@@ -142,9 +148,9 @@ def test_each_folder_of_a_bomb_is_read_once(repo: Repository, monkeypatch: pytes
         return original(handle, oid)
 
     monkeypatch.setattr(trees, "entries", counting)
-    assert len(repo.history.parts(commit)) == 256
+    assert len(repo.history.parts(commit_hash)) == 256
     assert len(reads) == 9
-    assert len(repo.parts(commit)) == 256
+    assert len(repo.parts(commit_hash)) == 256
 
 
 def test_depth_is_bounded_both_ways(repo: Repository) -> None:
@@ -152,13 +158,13 @@ def test_depth_is_bounded_both_ways(repo: Repository) -> None:
     oid = file_part(repo)
     for levels in (64, 65):
         path = "/".join("d" * levels)
-        commit = branch(repo, "deep", nested(repo, [b"d"] * levels, oid))
+        commit_hash = branch(repo, "deep", nested(repo, [b"d"] * levels, oid))
         if levels == 64:
             made = repo.history.write_commit(overlay={path: oid}, message="deep")
-            assert repo.history.parts(made.commit_hash) == repo.history.parts(commit) == {path: oid}
+            assert repo.history.parts(made.commit_hash) == repo.history.parts(commit_hash) == {path: oid}
             continue
         with pytest.raises(CorruptionError, match="64 levels"):
-            repo.history.parts(commit)
+            repo.history.parts(commit_hash)
         with pytest.raises(InvalidNameError, match="64 levels"):
             repo.history.write_commit(overlay={path: oid}, message="deeper")
 
@@ -167,10 +173,10 @@ def test_ten_thousand_parts_are_checked_quickly(repo: Repository) -> None:
     """Checking every name of a large commit costs less than reading it, above all the second time."""
     oid = file_part(repo)
     overlay = {f"layer{n // 100}/weight-{n}.safetensors": oid for n in range(10_000)}
-    commit = repo.history.write_commit(overlay=overlay, message="many").commit_hash
+    commit_hash = repo.history.write_commit(overlay=overlay, message="many").commit_hash
     started = time.monotonic()
     for _ in range(5):
-        assert len(repo.history.parts(commit)) == 10_000
+        assert len(repo.history.parts(commit_hash)) == 10_000
     assert time.monotonic() - started < 5
 
 
@@ -211,14 +217,14 @@ def test_a_commit_that_names_one_manifest_often(repo: Repository, monkeypatch: p
     """Each manifest of a commit is parsed once, however many parts and other manifests there are."""
     for n in range(20):
         repo.stage_weights({"w": np.full(9, n)}, f"{n:02}")
-    commit = repo.commit("twenty").commit_hash
-    parts = repo.history.parts(commit)
+    commit_hash = repo.commit("twenty").commit_hash
+    parts = repo.history.parts(commit_hash)
     overlay = {f"{round}/{name}": oid for round in range(5) for name, oid in parts.items()}
-    many = repo.history.write_commit(base=commit, overlay=overlay, message="a hundred and twenty").commit_hash
-    reads: list[str] = []
+    many = repo.history.write_commit(base=commit_hash, overlay=overlay, message="a hundred and twenty").commit_hash
+    reads: list[BlobId] = []
     original = repo.history.read_blob
 
-    def counting(oid: str) -> bytes:
+    def counting(oid: BlobId) -> bytes:
         reads.append(oid)
         return original(oid)
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from coral import Repository
 from coral.errors import AlreadyExistsError, ConflictError, NothingToCommitError, OverwriteError, PartNotFoundError
+from coral.ids import CommitHash
 from tests.repository.helpers import raw
 
 _PARTS = st.sampled_from(["a", "b", "dir/c"])
@@ -41,10 +42,10 @@ class RepositoryModel(RuleBasedStateMachine):
     def begin(self) -> None:
         self.repo.stage_weights(_arrays({"x": 0}), "a")
         first = self.repo.commit("first").commit_hash
-        self.commits: dict[str, Parts] = {first: {"a": {"x": 0}}}
-        self.parents: dict[str, str | None] = {first: None}
+        self.commits: dict[CommitHash, Parts] = {first: {"a": {"x": 0}}}
+        self.parents: dict[CommitHash, CommitHash | None] = {first: None}
         self.branches = {"main": first}
-        self.tags: dict[str, str] = {}
+        self.tags: dict[str, CommitHash] = {}
         self.branch: str | None = "main"
         self.head = first
         self.staged: dict[str, Part | None] = {}
@@ -114,10 +115,10 @@ class RepositoryModel(RuleBasedStateMachine):
             self._move(made.commit_hash)
         self.staged = {}
 
-    def _move(self, commit: str) -> None:
-        self.head = commit
+    def _move(self, new: CommitHash) -> None:
+        self.head = new
         if self.branch is not None:
-            self.branches[self.branch] = commit
+            self.branches[self.branch] = new
 
     @rule(name=st.sampled_from(["dev", "x/y"]))
     def create_branch(self, name: str) -> None:
@@ -177,14 +178,14 @@ class RepositoryModel(RuleBasedStateMachine):
         self._move(parent)
         self.staged = {}
 
-    def _files_are_held(self, commit: str) -> bool:
+    def _files_are_held(self, new: CommitHash) -> bool:
         """Whether the files will still be in reach after the branch moves back to a commit."""
         if self.branch is None:
             return False
-        tips = {*self.tags.values(), commit, *(tip for name, tip in self.branches.items() if name != self.branch)}
-        reached: set[str] = set()
+        tips = {*self.tags.values(), new, *(tip for name, tip in self.branches.items() if name != self.branch)}
+        reached: set[CommitHash] = set()
         for tip in tips:
-            at: str | None = tip
+            at: CommitHash | None = tip
             while at is not None:
                 reached.add(at)
                 at = self.parents[at]

@@ -222,7 +222,7 @@ def test_a_link_that_leads_nowhere_is_no_run(repo: Repository) -> None:
     """It is not waited for as if it were on its way."""
     run = keep(repo)
     (repo.folder.root / "experiments/0123456789ab.json").symlink_to("nowhere")
-    assert [one.run for one in texts_of_runs(repo.folder)] == [run]
+    assert [one.run_id for one in texts_of_runs(repo.folder)] == [run]
 
 
 # -- checking and repairing

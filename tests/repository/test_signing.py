@@ -13,6 +13,7 @@ import torch
 from coral import Repository
 from coral.errors import CorruptionError, GitCommandError, SignatureError, UsageError
 from coral.git import signing
+from coral.ids import CommitHash
 from coral.verbs.commit import root_of
 
 
@@ -60,7 +61,7 @@ def repo(tmp_path: Path) -> Repository:
     return found
 
 
-def signed(repo: Repository, value: float = 1) -> str:
+def signed(repo: Repository, value: float = 1) -> CommitHash:
     repo.stage_weights({"w": np.full(100_000, value, "<f4")}, update=True)
     return repo.commit("signed", sign=True).commit_hash
 

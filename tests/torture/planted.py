@@ -18,7 +18,7 @@ from coral.format.index import build as build_index
 from coral.history import libgit, refs
 from coral.history.history import History
 from coral.history.libgit import Handle, RefTarget
-from coral.ids import ChunkId
+from coral.ids import ChunkId, CommitHash
 from coral.objects import consolidate, garbage, writer
 from coral.objects.packs import INDEX, PACK, Pack
 from coral.storage import disk
@@ -90,8 +90,8 @@ def _ref_in_place() -> None:
 def _no_compare_and_swap() -> None:
     """A branch moves wherever it is."""
 
-    def move(self: refs.Refs, ref: str, oid: str, *, expected: str | None, reason: str) -> None:
-        self.create(ref, oid, reason=reason, force=True)
+    def move(self: refs.Refs, ref: str, new: CommitHash, *, expected: CommitHash | None, reason: str) -> None:
+        self.create(ref, new, reason=reason, force=True)
 
     refs.Refs.move = move  # type: ignore[method-assign]
 

@@ -89,7 +89,7 @@ def commit_beside(repo: Repository, number: int, part: str) -> str:
 
 def refs_of(repo: Repository) -> dict[str, str]:
     """Every branch and tag, by its kind and name, with its commit."""
-    found = {f"branch {name}": oid for name, oid in repo.branches().items()}
+    found: dict[str, str] = {f"branch {name}": oid for name, oid in repo.branches().items()}
     return found | {f"tag {name}": oid for name, oid in repo.tags().items()}
 
 

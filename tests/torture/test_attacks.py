@@ -31,7 +31,7 @@ from coral.format.index import build
 from coral.format.manifest import Manifest, TensorRecord
 from coral.format.pack import KIND_CHUNK, KIND_LIST, MAGIC, Entry, pack_header
 from coral.history.commit import CommitObject
-from coral.ids import ChunkId, checksum, chunk_id, list_ref, single_ref
+from coral.ids import ChunkId, CommitHash, checksum, chunk_id, list_ref, single_ref
 from coral.tensors.state import decode_state
 from coral.verbs.inside_git.filter import GitFilter
 from tests.repository.helpers import commit, git, raw, read, weights
@@ -1004,7 +1004,7 @@ def test_forged_trailers(repo: Repository, outside: Path, kind: str, capfd: pyte
     text = f"subject\n\n{TRAILERS[kind]}\n"
     tree = repo.history._object(tip.commit_hash).tree
     data = CommitObject(tree, (tip.commit_hash,), "A <a@x>", 1, 0, 1, text).to_bytes()
-    made = repo.history._handle.write("commit", data)
+    made = CommitHash(repo.history._handle.write("commit", data))
     repo.history.create_branch("forged", made)
     with watched(outside, seconds=4):
         found = next(iter(repo.log("forged")))

@@ -47,7 +47,7 @@ from coral.format.names import check_part_name, check_ref_name, unescape
 from coral.format.pack import HEADER, HEADER_BYTES, MAGIC
 from coral.git.pktline import FilterServer
 from coral.history.commit import CommitObject
-from coral.ids import ContentRef, checksum, single_ref
+from coral.ids import CommitHash, ContentRef, checksum, single_ref
 from coral.objects import ChunkStore
 from coral.storage.folder import Folder
 from coral.tensors.state import decode_state, encode_state
@@ -407,8 +407,8 @@ def _commits() -> list[bytes]:
 
 
 def _read_commit(data: bytes) -> None:
-    found = CommitObject.from_bytes(data, "a" * 40)
-    one = found.commit("a" * 40)
+    commit_hash = CommitHash("a" * 40)
+    one = CommitObject.from_bytes(data, commit_hash).commit(commit_hash)
     str(one), one.step, one.metrics, one.metadata, one.code_dirty, one.subject, one.run_id
 
 

@@ -17,6 +17,7 @@ from coral.errors import RefNotFoundError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from coral.ids import CommitHash
     from coral.repository import Repository
     from coral.verbs.worktree import CheckoutResult
 
@@ -50,10 +51,10 @@ def command(
         say_written(session, materialise(session, [ref, *paths]))
         return
     repo = session.open()
-    commit = _resolve(repo, ref)
+    commit_hash = _resolve(repo, ref)
     if paths:
-        names = parts_named(repo, paths, repo.history.parts(commit))
-        with progress_bar("checking out", _bytes(repo, commit, names), quiet=session.quiet) as progress:
+        names = parts_named(repo, paths, repo.history.parts(commit_hash))
+        with progress_bar("checking out", _bytes(repo, commit_hash, names), quiet=session.quiet) as progress:
             result = repo.checkout(ref, names, force=force, progress=progress)
     else:
         result = _go(repo, session, ref, new_branch=new_branch, force=force)
@@ -73,7 +74,7 @@ def _is_manifest_of_git(name: str) -> bool:
         return is_manifest(file.read(64))
 
 
-def _resolve(repo: Repository, ref: str) -> str:
+def _resolve(repo: Repository, ref: str) -> CommitHash:
     try:
         return repo.resolve(ref)
     except (RefNotFoundError, UsageError) as error:
@@ -96,15 +97,15 @@ def _go(repo: Repository, session: Session, ref: str, *, new_branch: str | None,
         raise
 
 
-def _bytes(repo: Repository, commit: str, names: Sequence[str] | None) -> int:
+def _bytes(repo: Repository, commit_hash: CommitHash, names: Sequence[str] | None) -> int:
     """How many bytes will be written: those of the parts that differ from here, or have no file."""
     from coral.verbs.parts import is_state
 
     here = repo.history.parts(repo.history.head().commit)
-    there = repo.history.parts(commit)
+    there = repo.history.parts(commit_hash)
     return sum(
         part.nbytes
-        for name, part in repo.parts(commit).items()
+        for name, part in repo.parts(commit_hash).items()
         if (name in names if names is not None else not is_state(part))
         and (here.get(name) != there[name] or not repo.worktree.materialised([name]))
     )

@@ -63,7 +63,7 @@ def _describe(repo: Repository, result: CheckoutResult, staged: list[str], *, ha
         click.echo(f"  unstaged {name}")
     print_files(result)
     if hard:
-        print_kept(repo, result.commit)
+        print_kept(repo, commit.commit_hash)
 
 
 def _ref(what: tuple[str, ...]) -> str:

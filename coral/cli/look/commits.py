@@ -12,6 +12,7 @@ from coral.cli.look.output import date, metrics_line
 
 if TYPE_CHECKING:
     from coral.history import Commit
+    from coral.ids import CommitHash
     from coral.repository import Repository
 
 
@@ -20,14 +21,14 @@ class Names:
 
     def __init__(self, repo: Repository) -> None:
         self.head = repo.history.head()
-        self.branches: dict[str, list[str]] = defaultdict(list)
-        self.tags: dict[str, list[str]] = defaultdict(list)
-        for name, commit in repo.branches().items():
-            self.branches[commit].append(name)
-        for name, commit in repo.tags().items():
-            self.tags[commit].append(name)
+        self.branches: dict[CommitHash, list[str]] = defaultdict(list)
+        self.tags: dict[CommitHash, list[str]] = defaultdict(list)
+        for name, tip in repo.branches().items():
+            self.branches[tip].append(name)
+        for name, commit_hash in repo.tags().items():
+            self.tags[commit_hash].append(name)
 
-    def of(self, commit_hash: str) -> str:
+    def of(self, commit_hash: CommitHash) -> str:
         """A commit's names in brackets, coloured as git does."""
         here, labels = commit_hash == self.head.commit, []
         branches = sorted(self.branches.get(commit_hash, ()), key=lambda name: (name != self.head.branch, name))

@@ -9,6 +9,7 @@ import click
 from coral.cli.look.output import count
 
 if TYPE_CHECKING:
+    from coral.ids import CommitHash
     from coral.repository import Repository
     from coral.verbs.worktree import CheckoutResult
 
@@ -39,9 +40,9 @@ def print_move(repo: Repository, result: CheckoutResult, *, new: bool = False, o
         print_kept(repo, result.commit)
 
 
-def print_kept(repo: Repository, commit: str) -> None:
+def print_kept(repo: Repository, commit_hash: CommitHash) -> None:
     """Say which parts of the commit that HEAD is at have no file, and how to get one."""
-    parts = repo.history.parts(commit)
+    parts = repo.history.parts(commit_hash)
     there = set(repo.worktree.materialised(parts))
     kept = sorted(name for name in parts if name not in there)
     if kept:

@@ -21,7 +21,7 @@ from coral.verbs.runs import texts_of_runs
 
 if TYPE_CHECKING:
     from coral.history import History
-    from coral.ids import ChunkId, ContentRef
+    from coral.ids import ChunkId, CommitHash, ContentRef, RunId
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
     from coral.storage.folder import Folder
@@ -50,7 +50,7 @@ class Damage:
     part: str | None
     tensor: str | None
     message: str
-    runs: tuple[str, ...] = ()
+    runs: tuple[RunId, ...] = ()
     in_git: bool = False
 
 
@@ -106,9 +106,9 @@ class Checker:
         self._store = store
         self._read_data = read_data
         self._progress = progress
-        self._commits: set[str] = set()
+        self._commits: set[CommitHash] = set()
         self._manifests: set[str] = set()
-        self._artifacts: dict[tuple[str, TensorRecord], None] = {}
+        self._artifacts: dict[tuple[RunId, TensorRecord], None] = {}
         self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
@@ -178,12 +178,12 @@ class Checker:
         if self._progress is not None:
             self._progress(nbytes)
 
-    def _tips(self) -> dict[str, str]:
+    def _tips(self) -> dict[str, CommitHash]:
         head = self._history.head().commit
         tips = {**self._history.tags(), **self._history.branches()}
         return {**tips, "HEAD": head} if head is not None else tips
 
-    def _check_tip(self, name: str, tip: str) -> Iterator[Damage]:
+    def _check_tip(self, name: str, tip: CommitHash) -> Iterator[Damage]:
         try:
             for commit in self._history.log(tip):
                 if commit.commit_hash not in self._commits:
@@ -192,11 +192,11 @@ class Checker:
         except CoralError as error:
             yield Damage(name, None, None, error.message)
 
-    def _check_commit(self, commit: str) -> Iterator[Damage]:
+    def _check_commit(self, commit_hash: CommitHash) -> Iterator[Damage]:
         try:
-            parts = self._history.parts(commit)
+            parts = self._history.parts(commit_hash)
         except CoralError as error:
-            yield Damage(commit, None, None, error.message)
+            yield Damage(commit_hash, None, None, error.message)
             return
         for part, oid in parts.items():
             if oid in self._manifests:
@@ -205,13 +205,13 @@ class Checker:
             try:
                 manifest = self._reader.load(oid)
             except CoralError as error:
-                yield Damage(commit, part, None, error.message)
+                yield Damage(commit_hash, part, None, error.message)
                 continue
-            yield from self._check_manifest(manifest, commit, part)
+            yield from self._check_manifest(manifest, commit_hash, part)
 
-    def _check_manifest(self, manifest: Manifest, commit: str, part: str) -> Iterator[Damage]:
+    def _check_manifest(self, manifest: Manifest, commit_hash: CommitHash, part: str) -> Iterator[Damage]:
         fresh = (record for record in manifest.everything if record.content not in self._verdicts)
-        yield from self._check_records(fresh, commit, part)
+        yield from self._check_records(fresh, commit_hash, part)
 
     def _check_git(self, git: Reliers) -> Iterator[Damage]:
         """Every manifest that is hurt is named, also where another one holds the same tensor."""
@@ -225,15 +225,15 @@ class Checker:
         """The commits that runs name, which may be on no branch any more; what artifacts they name is noted."""
         for one in texts_of_runs(runs):
             # Each once: where a run is folded meanwhile both of its files tell of them.
-            self._artifacts |= dict.fromkeys((one.run, record) for record in one.artifacts)
-            for commit in sorted(one.commits - self._commits):
+            self._artifacts |= dict.fromkeys((one.run_id, record) for record in one.artifacts)
+            for oid in sorted(one.commits - self._commits):
                 # The ancestors of the ones before are among them by now.
-                if commit not in self._commits and self._history.has(commit):
-                    yield from self._check_tip(f"run:{one.run}", commit)
+                if oid not in self._commits and self._history.has(oid):
+                    yield from self._check_tip(f"run:{one.run_id}", oid)
 
     def _check_artifacts(self) -> Iterator[Damage]:
-        for run, record in self._artifacts:
-            yield from self._check(record, Damage(f"run:{run}", record.name, None, "", (run,)))
+        for run_id, record in self._artifacts:
+            yield from self._check(record, Damage(f"run:{run_id}", record.name, None, "", (run_id,)))
 
     def _check_text(self, text: bytes, commit: str, path: str) -> Iterator[Damage]:
         try:
@@ -314,8 +314,8 @@ def with_runs(folder: Folder, damage: Iterable[Damage]) -> tuple[Damage, ...]:
     """Damage, with the experiments that name its commits, the deleted ones included."""
     found = list(damage)
     wanted = {one.commit for one in found}
-    runs: dict[str, set[str]] = {}
+    runs: dict[str, set[RunId]] = {}
     for text in texts_of_runs(folder) if found else ():
-        for commit in text.commits & wanted:
-            runs.setdefault(commit, set()).add(text.run)
+        for oid in text.commits & wanted:
+            runs.setdefault(oid, set()).add(text.run_id)
     return tuple(replace(one, runs=tuple(sorted({*one.runs, *runs.get(one.commit, ())}))) for one in found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coral.ids import ChunkId
+    from coral.ids import ChunkId, CommitHash
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
     from coral.verbs.parts import PartReader
@@ -35,7 +35,7 @@ class Repacked:
 
 
 def repack(
-    store: ChunkStore, reader: PartReader, commits: Iterable[str], *, progress: Progress | None = None
+    store: ChunkStore, reader: PartReader, commits: Iterable[CommitHash], *, progress: Progress | None = None
 ) -> Repacked:
     """Store the chunks of these commits anew, where they are deltas. The old records stay until they are collected.
 
@@ -52,10 +52,10 @@ def repack(
     return Repacked(len(wanted), len(deltas), sum(map(store.length_of, deltas)), stored)
 
 
-def _chunks(store: ChunkStore, reader: PartReader, commits: Iterable[str]) -> Iterator[ChunkId]:
+def _chunks(store: ChunkStore, reader: PartReader, commits: Iterable[CommitHash]) -> Iterator[ChunkId]:
     seen: set[str] = set()
-    for commit in commits:
-        for manifest in reader.at(commit).values():
+    for commit_hash in commits:
+        for manifest in reader.at(commit_hash).values():
             for record in manifest.records:
                 if record.content not in seen:
                     seen.add(record.content)

@@ -12,6 +12,7 @@ from coral.verbs.commit import root_of
 
 if TYPE_CHECKING:
     from coral.history import History
+    from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
     from coral.verbs.parts import PartReader
@@ -28,7 +29,7 @@ class Verified:
         nbytes: raw bytes that were read and verified.
     """
 
-    commit: str
+    commit: CommitHash
     root: str
     report: str
     nbytes: int
@@ -38,7 +39,7 @@ def verify_commit(
     history: History,
     reader: PartReader,
     store: ChunkStore,
-    commit: str,
+    commit_hash: CommitHash,
     *,
     folder: Path,
     read_data: bool = False,
@@ -54,16 +55,16 @@ def verify_commit(
         SignatureError: there is no signature, none by a trusted key, or it covers other manifests.
         CorruptionError: a chunk is missing or damaged.
     """
-    signed = history.commit(commit)
-    if not history.is_signed(commit):
+    signed = history.commit(commit_hash)
+    if not history.is_signed(commit_hash):
         raise SignatureError(f"the commit {signed.short_hash} is not signed", hint="'coral commit -S' signs")
-    checked = verify(history.git_dir, commit, folder=folder)
+    checked = verify(history.git_dir, commit_hash, folder=folder)
     if not checked.good:
         raise SignatureError(
             f"the commit {signed.short_hash} bears no signature that is trusted: {checked.report}",
             hint="ssh: list the key in gpg.ssh.allowedSignersFile; gpg: import it and trust it",
         )
-    root = root_of(history, history.parts(commit))
+    root = root_of(history, history.parts(commit_hash))
     if signed.root != root:
         raise SignatureError(
             f"the commit {signed.short_hash} holds other manifests than were signed"
@@ -72,11 +73,11 @@ def verify_commit(
             hint="do not use it" if signed.root else "sign with 'coral commit -S', not with git itself",
         )
     nbytes = 0
-    for manifest in reader.at(commit).values():
+    for manifest in reader.at(commit_hash).values():
         for record in manifest.everything:
             store.check(record)
         for piece in store.stream(manifest.everything) if read_data else ():
             nbytes += len(piece)
             if progress is not None:
                 progress(len(piece))
-    return Verified(commit, root, checked.report, nbytes)
+    return Verified(commit_hash, root, checked.report, nbytes)
