@@ -114,7 +114,7 @@ class Maintenance:
             scrub=Scrub(opened.folder, share) if read_data is not False and share != 1 else None,
             progress=progress,
         )
-        checked = checker.run(runs=opened.folder, git=reliers(opened.project, opened.folder) if git else None)
+        checked = checker.run(folder=opened.folder, git=reliers(opened.project, opened.folder) if git else None)
         if repair:
             self._settle()
             opened.line.check_not_holding()
@@ -161,7 +161,7 @@ class Maintenance:
             self._opened.reader,
             self._opened.store,
             self._resolve(ref),
-            folder=self._opened.project,
+            project=self._opened.project,
             read_data=read_data,
             progress=progress,
         )

@@ -85,7 +85,7 @@ class WorkTree:
     def __init__(
         self, project: Path, cache: Folder, history: History, reader: PartReader, store: Callable[[], ChunkStore]
     ) -> None:
-        self.folder = Folder(project)
+        self.project = Folder(project)
         self._cache_folder = cache
         self._history = history
         self._reader = reader
@@ -97,12 +97,12 @@ class WorkTree:
 
     def materialised(self, names: Iterable[str]) -> list[str]:
         """Those of the names that exist as files."""
-        return [name for name in names if os.path.lexists(self.folder.path(name)) and not self._is_linked(name)]
+        return [name for name in names if os.path.lexists(self.project.path(name)) and not self._is_linked(name)]
 
     def _is_linked(self, name: str) -> bool:
         """Whether the way to a file leads through a symbolic link, and so perhaps out of the project."""
         *folders, _ = name.split("/")
-        return any(self.folder.root.joinpath(*folders[:depth]).is_symlink() for depth in range(1, len(folders) + 1))
+        return any(self.project.root.joinpath(*folders[:depth]).is_symlink() for depth in range(1, len(folders) + 1))
 
     def matches(self, name: str, manifest: Manifest) -> bool:
         """Whether the file holds the bytes that the manifest describes, as far as its stamp tells.
@@ -117,7 +117,7 @@ class WorkTree:
         known = self._load_stamps().get(name)
         if known is not None and known[:2] == (stamp.fields, opaque):
             return known[2] == _digest(manifest.to_bytes())
-        found = self.describe(self.folder.path(name), opaque=opaque)
+        found = self.describe(self.project.path(name), opaque=opaque)
         if found is not None and stamp.settled:
             self._load_stamps()[name] = (stamp.fields, opaque, _digest(found.to_bytes()))
         return found == manifest
@@ -126,7 +126,7 @@ class WorkTree:
         """Whether the file holds the bytes of one of the manifests; it is hashed, whatever its stamp says."""
         if self._stamp(name) is None:
             return False
-        path = self.folder.path(name)
+        path = self.project.path(name)
         seen: dict[bool, Manifest | None] = {}
         for manifest in manifests:
             opaque = manifest.container == "opaque"
@@ -139,7 +139,7 @@ class WorkTree:
     def _stamp(self, name: str) -> _Stamp | None:
         """The stamp of a regular file; None when there is none."""
         try:
-            status = self.folder.path(name).lstat()
+            status = self.project.path(name).lstat()
         except OSError:
             return None
         if not stat.S_ISREG(status.st_mode):
@@ -150,7 +150,7 @@ class WorkTree:
 
     def agrees(self, name: str, manifest: Manifest) -> bool:
         """As :meth:`matches`, but what a link in the file's place leads to counts, as it did when it was added."""
-        path = self.folder.path(name)
+        path = self.project.path(name)
         if not path.is_symlink():
             return self.matches(name, manifest)
         return os.path.isfile(path) and self.describe(path, opaque=manifest.container == "opaque") == manifest
@@ -170,13 +170,13 @@ class WorkTree:
         from coral.containers import is_model_name
 
         known, found, seen = set(tracked), [], 0
-        for root, folders, files in os.walk(self.folder.root):
+        for root, folders, files in os.walk(self.project.root):
             folders[:] = sorted(name for name in folders if is_searched(Path(root, name)))
             seen += len(files)
             if seen > _SCAN_LIMIT:
                 break
             for file in files:
-                name = Path(root, file).relative_to(self.folder.root).as_posix()
+                name = Path(root, file).relative_to(self.project.root).as_posix()
                 if is_model_name(file) and name not in known and not file.startswith("."):
                     found.append(name)
         return sorted(found)
@@ -242,13 +242,13 @@ class WorkTree:
         # Removed first: a folder may be about to take a file's name.
         self.remove(plan.remove)
         for name, manifest in plan.write.items():
-            write_file(self._store(), manifest, self.folder, name, progress=progress)
+            write_file(self._store(), manifest, self.project, name, progress=progress)
         self.save_stamps()
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; those that are not there are fine."""
         for name in self.materialised(names):
-            self.folder.remove(name)
+            self.project.remove(name)
 
     def _is_safe(self, name: str, expected: Manifest | None) -> bool:
         """Whether some commit holds the file's bytes."""
@@ -256,7 +256,7 @@ class WorkTree:
         return self._holds(name, versions if expected is None else itertools.chain([expected], versions))
 
     def _refuse(self, lost: list[str]) -> None:
-        links = [name for name in lost if self.folder.path(name).is_symlink()]
+        links = [name for name in lost if self.project.path(name).is_symlink()]
         if lost and links == lost:
             raise OverwriteError(
                 f"{', '.join(links)}: a symbolic link is in the way",
@@ -292,10 +292,10 @@ class WorkTree:
     def part_name(self, path: Path) -> str:
         """The part that a file is, by its path relative to the project. Raises UsageError for one outside of it."""
         try:
-            return (path.parent.resolve() / path.name).relative_to(self.folder.root).as_posix()
+            return (path.parent.resolve() / path.name).relative_to(self.project.root).as_posix()
         except ValueError:
             raise UsageError(
-                f"{path} is outside of the project {self.folder.root}",
+                f"{path} is outside of the project {self.project.root}",
                 hint="give it a name with name= (--name), or copy it in",
             ) from None
 

@@ -121,7 +121,7 @@ def test_a_skeleton_of_absurd_length_is_refused(repo: Repository, container: str
         with pytest.raises(FormatError, match="at most"):
             views_of(repo.store, manifest)
         with pytest.raises(FormatError, match="model"):
-            write_file(repo.store, manifest, repo.worktree.folder, "model")
+            write_file(repo.store, manifest, repo.worktree.project, "model")
     assert not (repo.path / "model").exists()
     if container != "opaque":
         check_skeleton(of(container, 1 << 16))

@@ -15,17 +15,17 @@ Git = Callable[..., str]
 
 
 @pytest.fixture
-def coral_dir(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "project" / ".coral"
 
 
 @pytest.fixture
-def history(coral_dir: Path) -> History:
-    return History.create(coral_dir / ".git", locks=coral_dir / "locks")
+def history(folder: Path) -> History:
+    return History.create(folder / ".git", locks=folder / "locks")
 
 
 @pytest.fixture
-def git(coral_dir: Path) -> Git:
+def git(folder: Path) -> Git:
     """Runs the real git on the history; returns what it prints."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -35,7 +35,7 @@ def git(coral_dir: Path) -> Git:
     }
 
     def run(*arguments: str) -> str:
-        command = ["git", "-c", "safe.directory=*", "-C", str(coral_dir), *arguments]
+        command = ["git", "-c", "safe.directory=*", "-C", str(folder), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -31,11 +31,11 @@ def _loose(history: History) -> int:
     return len(list((history.git_dir / "objects").glob("[0-9a-f][0-9a-f]/*")))
 
 
-def test_consolidate(history: History, git: Git, coral_dir: Path) -> None:
+def test_consolidate(history: History, git: Git, folder: Path) -> None:
     """All loose objects go into one pack; open handles, the real git and later writes go on."""
     line = line_of(history, 30)
     history.create_tag("v1", line[3], message="t")
-    other = History(history.git_dir, locks=coral_dir / "locks")
+    other = History(history.git_dir, locks=folder / "locks")
     other.resolve("HEAD")
     before = _loose(history)
     assert history.consolidate() == 0 and _loose(history) == before
@@ -148,10 +148,10 @@ while True:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_killed(history: History, coral_dir: Path, git: Git, seed: int) -> None:
+def test_killed(history: History, folder: Path, git: Git, seed: int) -> None:
     """kill -9 at any moment of committing and packing loses no commit that was reported, and nothing is damaged."""
     commit_on(history, "main", "start")
-    locks = coral_dir / "locks"
+    locks = folder / "locks"
     process = subprocess.Popen(
         [sys.executable, "-c", _WORKER, history.git_dir, locks], cwd=_ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -169,11 +169,11 @@ def test_killed(history: History, coral_dir: Path, git: Git, seed: int) -> None:
         commit_on(survivor, "main", "after")
 
 
-def test_beside_a_reader_and_a_writer(history: History, coral_dir: Path) -> None:
+def test_beside_a_reader_and_a_writer(history: History, folder: Path) -> None:
     """Readers see every commit at every moment while another process commits and packs."""
     commit_on(history, "main", "start")
     process = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, history.git_dir, coral_dir / "locks"], cwd=_ROOT, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", _WORKER, history.git_dir, folder / "locks"], cwd=_ROOT, stdout=subprocess.DEVNULL
     )
     try:
         # A second; more where the machine is so busy that the other process has hardly begun.

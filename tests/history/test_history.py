@@ -185,7 +185,7 @@ def test_create_twice(tmp_path: Path) -> None:
     subprocess.run(["git", "-C", git_dir, "fsck", "--strict"], check=True, capture_output=True)
 
 
-def test_home_is_not_read(tmp_path: Path, coral_dir: Path) -> None:
+def test_home_is_not_read(tmp_path: Path, folder: Path) -> None:
     """The configuration in the home folder changes nothing, broken as it may be."""
     (tmp_path / ".gitconfig").write_text("[broken\n")
     program = (
@@ -195,7 +195,7 @@ def test_home_is_not_read(tmp_path: Path, coral_dir: Path) -> None:
     )
     root = str(Path(history_module.__file__).parents[2])
     environment = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    subprocess.run([sys.executable, "-c", program, coral_dir / ".git"], cwd=root, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", program, folder / ".git"], cwd=root, env=environment, check=True)
 
 
 def test_threads_and_forks(history: History) -> None:

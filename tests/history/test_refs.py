@@ -56,7 +56,7 @@ def test_move_branch_is_compare_and_swap(history: History) -> None:
         history.move_branch("main", CommitHash("f" * 40), expected=two, reason="x")
 
 
-def test_race(history: History, coral_dir: Path) -> None:
+def test_race(history: History, folder: Path) -> None:
     """Of two processes that move a branch from one commit, exactly one wins and the other is told."""
     start = commit_on(history, "main", "start").commit_hash
     program = (
@@ -70,7 +70,7 @@ def test_race(history: History, coral_dir: Path) -> None:
     )
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", program, history.git_dir, coral_dir / "locks", start, name],
+            [sys.executable, "-c", program, history.git_dir, folder / "locks", start, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

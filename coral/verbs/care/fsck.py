@@ -112,11 +112,11 @@ class Checker:
         self._verdicts: dict[str, str | None] = {}
         self._nbytes = 0
 
-    def run(self, *, runs: Folder | None = None, git: Reliers | None = None) -> Checked:
+    def run(self, *, folder: Folder | None = None, git: Reliers | None = None) -> Checked:
         """Check everything that a branch, a tag or HEAD reaches.
 
         Args:
-            runs: ``.coral``, to check what its runs name as well.
+            folder: ``.coral``, to check what its runs name as well.
             git: the user's git repositories, to check what those reach as well.
 
         Raises:
@@ -127,7 +127,7 @@ class Checker:
         damage = [Damage(ref, None, None, "the ref is damaged") for ref in self._history.damaged_refs()]
         damage += [found for name, tip in sorted(self._tips().items()) for found in self._check_tip(name, tip)]
         damage += self._check_git(git) if git is not None else ()
-        damage += self._check_commits_of(runs) if runs is not None else ()
+        damage += self._check_runs(folder) if folder is not None else ()
         counts = (len(self._commits), len(self._manifests), len(self._verdicts))
         damage += self._check_artifacts()
         damage += self._read_share()
@@ -217,13 +217,13 @@ class Checker:
         """Every manifest that is hurt is named, also where another one holds the same tensor."""
         if not git:
             raise NotFoundError(f"there is no git repository around {git.project}")
-        for (commit, path), text in git.texts():
+        for (holder, path), text in git.texts():
             self._manifests.add(chunk_id(text).hex())
-            yield from self._check_text(text, commit, path)
+            yield from self._check_text(text, holder, path)
 
-    def _check_commits_of(self, runs: Folder) -> Iterator[Damage]:
+    def _check_runs(self, folder: Folder) -> Iterator[Damage]:
         """The commits that runs name, which may be on no branch any more; what artifacts they name is noted."""
-        for one in texts_of_runs(runs):
+        for one in texts_of_runs(folder):
             # Each once: where a run is folded meanwhile both of its files tell of them.
             self._artifacts |= dict.fromkeys((one.run_id, record) for record in one.artifacts)
             for oid in sorted(one.commits - self._commits):
@@ -235,31 +235,31 @@ class Checker:
         for run_id, record in self._artifacts:
             yield from self._check(record, Damage(f"run:{run_id}", record.name, None, "", (run_id,)))
 
-    def _check_text(self, text: bytes, commit: str, path: str) -> Iterator[Damage]:
+    def _check_text(self, text: bytes, holder: str, path: str) -> Iterator[Damage]:
         try:
             manifest = Manifest.from_bytes(text)
         except CoralError as error:
             # Whoever is to finish a merge may still take either side.
             if not is_conflicted(text):
-                yield Damage(commit, path, None, error.message, in_git=True)
+                yield Damage(holder, path, None, error.message, in_git=True)
             for content in contents_in(text) if is_conflicted(text) else ():
-                yield from self._check_content(content, commit, path)
+                yield from self._check_content(content, holder, path)
         else:
-            yield from self._check_records(manifest.everything, commit, path, in_git=True)
+            yield from self._check_records(manifest.everything, holder, path, in_git=True)
 
-    def _check_content(self, content: ContentRef, commit: str, path: str) -> Iterator[Damage]:
+    def _check_content(self, content: ContentRef, holder: str, path: str) -> Iterator[Damage]:
         """See that what a manifest in conflict names is there; its shapes may belong to the one side or the other."""
         try:
             for chunk in self._store.chunks_in(content):
                 self._store.packs.locate(chunk)
         except CoralError as error:
-            yield Damage(commit, path, content, error.message, in_git=True)
+            yield Damage(holder, path, content, error.message, in_git=True)
 
     def _check_records(
-        self, records: Iterable[TensorRecord], commit: str, part: str, *, in_git: bool = False
+        self, records: Iterable[TensorRecord], holder: str, part: str, *, in_git: bool = False
     ) -> Iterator[Damage]:
         for record in records:
-            yield from self._check(record, Damage(commit, part, record.name, "", in_git=in_git))
+            yield from self._check(record, Damage(holder, part, record.name, "", in_git=in_git))
 
     def _check(self, record: TensorRecord, where: Damage) -> Iterator[Damage]:
         """What is wrong with a tensor that is named there, if anything: looked at once, told of everywhere."""

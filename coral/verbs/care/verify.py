@@ -41,14 +41,14 @@ def verify_commit(
     store: ChunkStore,
     commit_hash: CommitHash,
     *,
-    folder: Path,
+    project: Path,
     read_data: bool = False,
     progress: Progress | None = None,
 ) -> Verified:
     """Check a commit's signature, that its manifests are those that were signed, and that their chunks are here.
 
     Args:
-        folder: where git is asked for the user's configuration.
+        project: where git is asked for the user's configuration.
         read_data: read and verify every byte.
 
     Raises:
@@ -58,7 +58,7 @@ def verify_commit(
     signed = history.commit(commit_hash)
     if not history.is_signed(commit_hash):
         raise SignatureError(f"the commit {signed.short_hash} is not signed", hint="'coral commit -S' signs")
-    checked = verify(history.git_dir, commit_hash, folder=folder)
+    checked = verify(history.git_dir, commit_hash, folder=project)
     if not checked.good:
         raise SignatureError(
             f"the commit {signed.short_hash} bears no signature that is trusted: {checked.report}",
