@@ -110,8 +110,8 @@ class Remotes:
         opened = self._opened
         tips = {*opened.history.branches().values(), *opened.history.tags().values()}
         head = opened.history.head().commit
-        commits = sorted(tips | {head} if head is not None else tips)
-        own = (manifest for commit in commits for manifest in opened.reader.at(commit).values())
+        hashes = sorted(tips | {head} if head is not None else tips)
+        own = (manifest for commit_hash in hashes for manifest in opened.reader.at(commit_hash).values())
         ours = (manifest for _, manifest in reliers(opened.project, opened.folder).heads())
         artifacts = (one for text in texts_of_runs(opened.folder, trash=False) for one in text.artifacts)
         return self.send(chain(ours, own), remote, artifacts=artifacts, progress=progress)

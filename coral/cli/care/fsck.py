@@ -109,5 +109,5 @@ def _describe_repair(session: Session, checked: Checked) -> None:
 
 
 def _where(found: Damage) -> str:
-    commit = found.commit[:10] if _HASH.fullmatch(found.commit) else found.commit
-    return " ".join(filter(None, ("git" if found.in_git else "", commit, found.part, found.tensor)))
+    holder = found.commit[:10] if _HASH.fullmatch(found.commit) else found.commit
+    return " ".join(filter(None, ("git" if found.in_git else "", holder, found.part, found.tensor)))

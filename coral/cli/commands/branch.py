@@ -84,7 +84,7 @@ def _rename(repo: Repository, session: Session, names: tuple[str, ...]) -> None:
 def _print_json(repo: Repository) -> None:
     current = repo.history.head().branch
     found = repo.branches().items()
-    print_json([{"name": name, "commit_hash": commit, "current": name == current} for name, commit in found])
+    print_json([{"name": name, "commit_hash": tip, "current": name == current} for name, tip in found])
 
 
 def _print_list(repo: Repository, *, verbose: bool) -> None:
@@ -92,10 +92,10 @@ def _print_list(repo: Repository, *, verbose: bool) -> None:
     width = max(map(len, found), default=0)
     if head.branch is None and head.commit is not None:
         click.echo("* " + click.style(f"(HEAD detached at {head.commit[:10]})", fg="red"))
-    for name, commit in found.items():
+    for name, tip in found.items():
         here = name == head.branch
         label = click.style(name, fg="green") if here else name
         detail = ""
         if verbose:
-            detail = f"{' ' * (width - len(name))} {commit[:10]} {repo.history.commit(commit).subject}"
+            detail = f"{' ' * (width - len(name))} {tip[:10]} {repo.history.commit(tip).subject}"
         click.echo(f"{'*' if here else ' '} {label}{detail}")

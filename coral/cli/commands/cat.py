@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from coral.cli.look.statistics import Statistics
     from coral.containers import TensorView
     from coral.format.manifest import Manifest
+    from coral.ids import CommitHash
     from coral.repository import Repository
 
 
@@ -39,27 +40,28 @@ def command(session: Session, tensor: str, ref: str, part: str | None, values: b
     from coral.cli.look.statistics import describe, flat_values, print_values
 
     repo = session.open()
-    commit = repo.resolve(ref)
-    name, view = _find(repo, commit, tensor, part)
-    array = repo.get_all_weights(commit, name=name)[tensor]
+    commit_hash = repo.resolve(ref)
+    name, view = _find(repo, commit_hash, tensor, part)
+    array = repo.get_all_weights(commit_hash, name=name)[tensor]
     found = describe(array)
     if as_json:
-        data = {"commit_hash": commit, "part": name, "name": tensor, "dtype": view.dtype, "shape": list(view.shape)}
+        where = {"commit_hash": commit_hash, "part": name, "name": tensor}
+        data = {**where, "dtype": view.dtype, "shape": list(view.shape)}
         shown = {"values": flat_values(array, limit)} if values else {}
         print_json({**data, **found._asdict(), **shown})
         return
-    click.echo(f"{click.style(tensor, bold=True)}  {view.dtype} {shape(view.shape)}  in {name}, {commit[:10]}")
+    click.echo(f"{click.style(tensor, bold=True)}  {view.dtype} {shape(view.shape)}  in {name}, {commit_hash[:10]}")
     _print_statistics(found)
     if values:
         print_values(array, limit, width=terminal_width())
 
 
-def _find(repo: Repository, commit: str, tensor: str, part: str | None) -> tuple[str, TensorView]:
+def _find(repo: Repository, commit_hash: CommitHash, tensor: str, part: str | None) -> tuple[str, TensorView]:
     """The part that holds the tensor; weights go before training states."""
     from coral.verbs.ingest import views_of
     from coral.verbs.parts import is_weights
 
-    parts: Mapping[str, Manifest] = repo.parts(commit)
+    parts: Mapping[str, Manifest] = repo.parts(commit_hash)
     if part is not None:
         (chosen,) = parts_named(repo, [part], parts)[:1]
         parts = {chosen: parts[chosen]}
@@ -71,16 +73,16 @@ def _find(repo: Repository, commit: str, tensor: str, part: str | None) -> tuple
             f"{', '.join(preferred)} hold a tensor {tensor!r} each", hint=f"say which: --part {preferred[0]}"
         )
     if not preferred:
-        raise _not_found(tensor, commit, [name for names in views.values() for name in names])
+        raise _not_found(tensor, commit_hash, [name for names in views.values() for name in names])
     return preferred[0], views[preferred[0]][tensor]
 
 
-def _not_found(tensor: str, commit: str, known: list[str]) -> TensorNotFoundError:
+def _not_found(tensor: str, commit_hash: CommitHash, known: list[str]) -> TensorNotFoundError:
     from difflib import get_close_matches
 
     near = get_close_matches(tensor, known, n=3) or [name for name in known if tensor in name][:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "'coral ls -l' lists the tensors"
-    return TensorNotFoundError(f"the commit {commit[:10]} holds no tensor {tensor!r}", hint=hint)
+    return TensorNotFoundError(f"the commit {commit_hash[:10]} holds no tensor {tensor!r}", hint=hint)
 
 
 def _print_statistics(found: Statistics) -> None:

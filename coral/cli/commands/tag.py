@@ -49,7 +49,7 @@ def command(
         repo.tag(names[0], names[-1] if len(names) > 1 else "HEAD", message, force=force)
         session.say(f"tagged {repo.tags()[names[0]][:10]} as '{names[0]}'")
     elif as_json:
-        print_json([{"name": name, "commit_hash": commit} for name, commit in repo.tags().items()])
+        print_json([{"name": name, "commit_hash": commit_hash} for name, commit_hash in repo.tags().items()])
     else:
         for name in repo.tags():
             click.echo(name)
