@@ -27,8 +27,9 @@ from coral.history import trees
 from coral.history.commit import Commit, CommitObject
 from coral.history.consolidate import consolidate
 from coral.history.expressions import Expressions
-from coral.history.libgit import Handle, RefTarget
+from coral.history.libgit import Handle
 from coral.history.operations import Operation, OperationLog
+from coral.history.plain import CONFIG, RefTarget
 from coral.history.reachable import Reachable
 from coral.history.refs import TAGS, Change, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
 from coral.history.walk import latest_first, merge_base, newest_first
@@ -36,15 +37,6 @@ from coral.ids import BlobId, CommitHash
 from coral.storage.folder import Folder
 
 MAX_BLOB_BYTES = 512 * 2**20
-_CONFIG = """\
-[core]
-\trepositoryformatversion = 0
-\tfilemode = true
-\tbare = true
-\tlogAllRefUpdates = always
-[gc]
-\tauto = 0
-"""
 _MAX_CLOCK_SKEW_SECONDS = 24 * 60 * 60
 
 
@@ -77,7 +69,7 @@ class History:
             for key in ("objects/info", "objects/pack", "refs/heads", "refs/tags", "info", "hooks"):
                 folder.make_folder(key)
             if not folder.exists("config"):
-                folder.write("config", _CONFIG.encode())
+                folder.write("config", CONFIG)
             try:
                 folder.create("HEAD", f"ref: {branch_ref(branch)}\n".encode())
             except AlreadyExistsError:

@@ -14,11 +14,9 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
-
-import pygit2
-from pygit2.enums import ConfigLevel, ObjectType, RepositoryOpenFlag
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coral import threads
 from coral.errors import (
@@ -35,18 +33,26 @@ from coral.errors import (
     UsageError,
 )
 from coral.history import loose
+from coral.history.commit import is_hash
 from coral.history.loose import Kind
 from coral.history.packed import Indexes
+from coral.history.plain import NotPlainError, PlainRefs, RefTarget
 from coral.storage.folder import Folder, sync_file, sync_folder, translate_errors
 
-_KINDS = {"blob": ObjectType.BLOB, "tree": ObjectType.TREE, "commit": ObjectType.COMMIT, "tag": ObjectType.TAG}
-_KIND_NAMES: dict[int, Kind] = {
-    ObjectType.BLOB: "blob",
-    ObjectType.TREE: "tree",
-    ObjectType.COMMIT: "commit",
-    ObjectType.TAG: "tag",
-}
-_OPEN = RepositoryOpenFlag.NO_SEARCH | RepositoryOpenFlag.BARE | RepositoryOpenFlag.NO_DOTGIT
+if TYPE_CHECKING:
+    import pygit2
+else:
+
+    class _Pygit2:
+        """pygit2, imported at first use: that takes as long as most commands, which read loose files alone."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module("pygit2"), name)
+
+    pygit2 = _Pygit2()
+
+_KIND_NAMES: dict[int, Kind] = {1: "commit", 2: "tree", 3: "blob", 4: "tag"}  # as in git's packs
+_KINDS = {name: number for number, name in _KIND_NAMES.items()}
 _CACHE_BYTES = 16 * 2**20
 _MAX_REF_BYTES = 1024
 _REF = re.compile(rb"ref: *refs/|[0-9a-fA-F]{40}(?:\s|\Z)")
@@ -55,13 +61,6 @@ _REFLOG_IDENTITY = ("coral", "coral@localhost")
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EINTR)
 _NUMBERS = {os.strerror(code): code for code in _REFUSALS}
 _MOVED = "old reference value does not match"
-
-
-class RefTarget(NamedTuple):
-    """What a ref says: an object's hash, or the name of another ref."""
-
-    oid: str | None
-    ref: str | None
 
 
 class ReflogLine(NamedTuple):
@@ -82,7 +81,8 @@ def _set_options() -> None:
     # The folder is the user's own choice; a container often runs as another user than the one who owns it.
     pygit2.settings.owner_validation = False
     pygit2.settings.cache_max_size(_CACHE_BYTES)
-    for level in (ConfigLevel.PROGRAMDATA, ConfigLevel.SYSTEM, ConfigLevel.XDG, ConfigLevel.GLOBAL):
+    levels = pygit2.enums.ConfigLevel
+    for level in (levels.PROGRAMDATA, levels.SYSTEM, levels.XDG, levels.GLOBAL):
         pygit2.settings.search_path[level] = ""
 
 
@@ -151,6 +151,7 @@ class Handle:
         self._folder = Folder(git_dir)
         self._root = f"{git_dir}/"
         self._local = threading.local()
+        self._plain = PlainRefs(git_dir)
         self._indexes = Indexes(f"{git_dir}/objects/pack")
         self._durable: set[str] = set()  # the names of objects that were found, of packs, and of folders
         self._told: set[str] = set()
@@ -180,7 +181,8 @@ class Handle:
             if not (self.git_dir / "HEAD").exists() or not (self.git_dir / "objects").is_dir():
                 raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository")
         try:
-            repo = pygit2.Repository(str(self.git_dir), _OPEN)
+            flags = pygit2.enums.RepositoryOpenFlag
+            repo = pygit2.Repository(str(self.git_dir), flags.NO_SEARCH | flags.BARE | flags.NO_DOTGIT)
             repo.set_ident(*_REFLOG_IDENTITY)
         except (pygit2.GitError, KeyError, OSError, ValueError) as error:
             raise RepositoryNotFoundError(f"{self.git_dir} is not a git repository: {error}") from error
@@ -200,6 +202,8 @@ class Handle:
 
     def exists(self, oid: str) -> bool:
         """Whether there is an object of this hash, whole or not."""
+        if is_hash(oid) and os.path.exists(self._root + loose.key(oid)):
+            return True
         with _translated("the git object", oid):
             return self._repo.odb.exists(oid)
 
@@ -296,7 +300,10 @@ class Handle:
 
     def ref(self, name: str) -> RefTarget | None:
         """What a ref (full name) says; None when there is no such ref. Raises InvalidNameError, CorruptionError."""
-        repo, name = self._repo, _checked(name)
+        name = _checked(name)
+        with contextlib.suppress(NotPlainError):
+            return self._plain.ref(name)
+        repo = self._repo
         try:
             target = repo.lookup_reference(name).target
         except KeyError:
@@ -309,6 +316,8 @@ class Handle:
 
     def refs(self, prefix: str) -> dict[str, str]:
         """The refs under a prefix such as ``refs/heads/``, by the rest of their name, with the hash they lead to."""
+        with contextlib.suppress(NotPlainError):
+            return self._plain.refs(prefix)
         found = {}
         with _translated("the refs of", str(self.git_dir)):
             for ref in self._repo.references.iterator():

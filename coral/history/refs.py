@@ -27,8 +27,9 @@ from coral.errors import (
 )
 from coral.format.names import check_ref_name
 from coral.history.commit import is_hash, to_datetime
-from coral.history.libgit import Handle, RefTarget
+from coral.history.libgit import Handle
 from coral.history.operations import Move, OperationLog
+from coral.history.plain import RefTarget
 from coral.ids import CommitHash
 from coral.storage.folder import Folder, sync_folder, translate_errors
 from coral.storage.locks import file_lock

@@ -25,7 +25,7 @@ from coral.errors import (
 )
 from coral.history import history as history_module
 from coral.history.history import History
-from coral.history.libgit import RefTarget
+from coral.history.plain import RefTarget
 from coral.history.refs import Change, Head
 from coral.ids import CommitHash
 from tests.history.helpers import commit, commit_on, line_of

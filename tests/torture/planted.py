@@ -17,7 +17,8 @@ from coral.format.index import PackIndex
 from coral.format.index import build as build_index
 from coral.history import libgit, refs
 from coral.history.history import History
-from coral.history.libgit import Handle, RefTarget
+from coral.history.libgit import Handle
+from coral.history.plain import RefTarget
 from coral.ids import ChunkId, CommitHash
 from coral.objects import consolidate, garbage, writer
 from coral.objects.packs import INDEX, PACK, Pack
