@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -399,16 +399,17 @@ def test_the_public_names_are_pinned() -> None:
         assert getattr(coral, name) is not None
 
 
-HEAVY = ("torch", "numpy", "git", "pandas", "safetensors.torch")
+HEAVY = ("torch", "numpy", "git", "pandas", "safetensors.torch", "pygit2", "ssl", "tarfile")
+FOR_SOME = ("logging", "concurrent.futures", "subprocess", "secrets", "coral.format.manifest", "coral.verbs.diff")
 
 
-def loaded(statements: str, folder: Path) -> set[str]:
-    """Which heavy libraries a fresh Python has loaded after these statements, which may exit."""
+def loaded(statements: str, folder: Path, names: Sequence[str] = HEAVY) -> set[str]:
+    """Which of these libraries a fresh Python has loaded after these statements, which may exit."""
     script = (
         "import sys\ntry:\n"
         + "".join(f"    {line}\n" for line in statements.splitlines())
         + f"except SystemExit as exit:\n    assert not exit.code, exit.code\n"
-        f"print('loaded', *(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)\n"
+        f"print('loaded', *(set({names!r}) & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -426,19 +427,31 @@ def test_import_is_light(tmp_path: Path) -> None:
 
 
 def test_importing_experiments_is_light(tmp_path: Path) -> None:
-    """`import coral.experiments` loads no framework."""
-    assert loaded("import coral.experiments", tmp_path) <= {"numpy"}
+    """`import coral.experiments` loads none of them either."""
+    assert loaded("import coral.experiments", tmp_path) == set()
 
 
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], ["log"], ["status"], ["branch"], ["exp", "list"]], ids=" ".join
 )
 def test_commands_start_light(arguments: list[str], tmp_path: Path) -> None:
-    """Commands that show text load neither torch, nor numpy, nor GitPython."""
-    repo = coral.Repository(tmp_path, init=True)
+    """Commands that show text load neither torch, nor numpy, nor GitPython, nor libgit2."""
+    commit_zeros(tmp_path)
+    assert loaded(run_coral(*arguments), tmp_path) == set()
+
+
+@pytest.mark.parametrize("arguments", [["log", "-n", "20"], ["log", "--oneline"], ["branch"]], ids=" ".join)
+def test_looking_at_commits_is_lighter(arguments: list[str], tmp_path: Path) -> None:
+    """Who looks at commits alone runs no program, has no worker threads and reads no manifest, nor loads what does."""
+    commit_zeros(tmp_path)
+    assert loaded(run_coral(*arguments), tmp_path, FOR_SOME) == set()
+
+
+def commit_zeros(folder: Path) -> None:
+    """A repository with one commit."""
+    repo = coral.Repository(folder, init=True)
     repo.stage_weights({"weight": numpy.zeros(100, "<f4")})
     repo.commit("Zeros", step=1, metrics={"loss": 1.0})
-    assert loaded(run_coral(*arguments), tmp_path) == set()
 
 
 def commands(group: click.Group, name: str = "coral") -> Iterator[tuple[str, click.Command]]:

@@ -6,16 +6,18 @@ Where git is called from a hook, a filter or a driver, its environment already n
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from coral import pool
 from coral.errors import GitCommandError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _MOST_COMPLAINTS = 20
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -203,6 +205,8 @@ def _execute(
 
 
 def _start(folder: Path, arguments: Sequence[str], *, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    import subprocess  # most commands run no program
+
     try:
         from git.cmd import Git  # at import it looks for the git program
         from git.exc import GitError

@@ -11,7 +11,7 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from coral.errors import (
     AlreadyExistsError,
@@ -25,16 +25,17 @@ from coral.history import commit as commits
 from coral.history import message as messages
 from coral.history import trees
 from coral.history.commit import Commit, CommitObject
-from coral.history.consolidate import consolidate
 from coral.history.expressions import Expressions
 from coral.history.libgit import Handle
 from coral.history.operations import Operation, OperationLog
 from coral.history.plain import CONFIG, RefTarget
-from coral.history.reachable import Reachable
 from coral.history.refs import TAGS, Change, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
 from coral.history.walk import latest_first, merge_base, newest_first
 from coral.ids import BlobId, CommitHash
 from coral.storage.folder import Folder
+
+if TYPE_CHECKING:
+    from coral.history.reachable import Reachable
 
 MAX_BLOB_BYTES = 512 * 2**20
 _MAX_CLOCK_SKEW_SECONDS = 24 * 60 * 60
@@ -185,6 +186,8 @@ class History:
 
         Cheap when there is nothing to do. Safe beside readers and writers, and when killed.
         """
+        from coral.history.consolidate import consolidate
+
         return consolidate(self._handle, self._locks, force=force)
 
     def _object(self, commit_hash: str) -> CommitObject:
@@ -340,6 +343,8 @@ class History:
 
     def reachable(self) -> Reachable:
         """All that the history reaches, to be walked."""
+        from coral.history.reachable import Reachable
+
         return Reachable(self._handle)
 
     # -- reading

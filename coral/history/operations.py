@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -216,7 +215,7 @@ def _joined(one: Operation, other: Operation) -> Operation:
 
 
 def _new_id() -> str:
-    return secrets.token_hex(4)
+    return os.urandom(4).hex()
 
 
 @cache

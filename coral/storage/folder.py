@@ -17,7 +17,6 @@ import fcntl
 import mmap
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -457,7 +456,7 @@ class Folder:
             made = DirectFile
         target = self.path(key)
         # A character takes up to four bytes, and a file name has 255.
-        unique = f"{target.name[:40]}.{secrets.token_hex(8)}"
+        unique = f"{target.name[:40]}.{os.urandom(8).hex()}"
         if self._temporary is None:
             self.make_folder(os.path.dirname(key))
             _sweep_beside(target)

@@ -6,12 +6,13 @@ The memory is kept and used again by the next one: fresh pages cost four times t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from coral.format.dtypes import byte_count
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from typing_extensions import Buffer
 
     from coral.objects import ChunkStore, TensorSource

@@ -11,7 +11,6 @@ from coral.errors import AlreadyExistsError, CoralError
 from coral.format.names import check_ref_name
 from coral.timings import Timings, step
 from coral.verbs import signals
-from coral.verbs.building import of_tensors
 from coral.verbs.commit import CommitObserver, Draft
 from coral.verbs.line import OTHER
 from coral.verbs.pending import Background, PendingCommit
@@ -113,6 +112,8 @@ class Committer:
         return threads.undisturbed(lambda: self._background.start(prepare), owner=self._line)
 
     def _save(self, parts: Sequence[Part], draft: Draft) -> Commit:
+        from coral.verbs.building import of_tensors
+
         with self._line.apart():
             for part in parts:
                 self._line.stage(part.name, of_tensors(part))

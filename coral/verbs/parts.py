@@ -8,9 +8,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from coral.errors import ConflictError, CorruptionError, FormatError, PartNotFoundError, UsageError
-from coral.format.manifest import Manifest
 
 if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
     from coral.history import History
     from coral.ids import BlobId, CommitHash
 
@@ -89,6 +89,8 @@ class PartReader:
         return self._load(oid)
 
     def _parse(self, oid: BlobId) -> Manifest:
+        from coral.format.manifest import Manifest  # parsed by who looks into parts: a log does not
+
         try:
             return Manifest.from_bytes(self._history.read_blob(oid))
         except FormatError as error:
@@ -114,6 +116,8 @@ def check_updatable(name: str, old: Manifest) -> Manifest:
 
 def laid_over(old: Manifest, fresh: Manifest) -> Manifest:
     """A part's tensors, and its metadata, with those of another laid over them."""
+    from coral.format.manifest import Manifest
+
     kept = tuple(record for record in old.records if record.name not in fresh)
     metadata = {**dict(old.metadata), **dict(fresh.metadata)}
     return Manifest("safetensors", fresh.records + kept, None, tuple(metadata.items()))

@@ -14,7 +14,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, TextIO
 
 from coral import forks, pool, threads
@@ -23,6 +22,8 @@ from coral.live import Live
 from coral.verbs import signals
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from coral.history import Commit
 
     Make = Callable[[Callable[[], None]], Commit]
@@ -120,6 +121,8 @@ class Background:
         signals.stay()
 
     def _start(self, make: Make) -> PendingCommit:
+        from concurrent.futures import Future  # it loads logging, which nobody needs who only looks
+
         future: Future[Commit] = Future()
         pending = PendingCommit(future)
         begun, caller = threading.Event(), threads.caller()

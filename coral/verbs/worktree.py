@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from coral.errors import CoralError, OverwriteError, StorageError, UsageError
-from coral.format.manifest import Manifest
 from coral.ids import checksum
 from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 from coral.verbs.parts import PartReader, is_state
 
 if TYPE_CHECKING:
+    from coral.format.manifest import Manifest
     from coral.history import History
     from coral.ids import CommitHash
     from coral.objects import ChunkStore
