@@ -291,10 +291,10 @@ class Handle:
         with _translated("the git objects of", str(self.git_dir)):
             try:
                 return [str(repo.expand_id(prefix))]
-            except pygit2.AmbiguousError:  # rare enough to read every name
-                return sorted({oid for oid in map(str, repo.odb) if oid.startswith(prefix)})
             except KeyError:
                 return []
+            except ValueError:  # ambiguous, which is rare enough to read every name
+                return sorted({oid for oid in map(str, repo.odb) if oid.startswith(prefix)})
 
     # -- refs
 
