@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,7 +67,10 @@ class Config:
         """
         where = folder.path(CONFIG)
         try:
-            data = read_settings(folder, CONFIG)
+            text = _read(folder, CONFIG)
+            if text == cls().to_toml():  # as a new repository has it: no parser need be loaded
+                return cls()
+            data = _parse(text)
             _check_version(data["coral"], folder)
             store, user = data.get("store", {}), data.get("user", {})
             config = cls(
@@ -98,7 +100,16 @@ class Config:
 
 def read_settings(folder: Folder, key: str) -> dict[str, Any]:
     """A settings file, parsed. Raises NotFoundError, CorruptionError, ValueError, RecursionError."""
-    text = read_bounded(folder, key, _LIMIT).decode()
+    return _parse(_read(folder, key))
+
+
+def _read(folder: Folder, key: str) -> str:
+    return read_bounded(folder, key, _LIMIT).decode()
+
+
+def _parse(text: str) -> dict[str, Any]:
+    import tomllib
+
     # A key of thousands of dots costs their square, in time and memory.
     if any(line.count(".") > _MAX_DOTS for line in text.splitlines()):
         raise ValueError(f"a line has more than {_MAX_DOTS} dots")
