@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from coral.containers import npy, promises, safetensors, torchfile, torchlegacy, torchzip, zips
-from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView, write_record
-from coral.containers.promises import Promise, is_model_name, promise_of
+from coral.containers import promises
+from coral.containers.container import (
+    OPAQUE,
+    begins_with_its_index,
+    container_of,
+    is_model_name,
+    promise_of,
+    take_apart,
+)
+from coral.containers.file import Output, Parsed, ParsedFile, ReadRecords, TensorView
 from coral.containers.source import (
     BytesFile,
     FileRange,
-    FileSource,
     OpenFile,
     ReadableFile,
     StreamFile,
     TensorSource,
 )
-from coral.containers.zips import CutShortError, NotThisError
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 
@@ -43,17 +48,8 @@ __all__ = [
     "parse_file",
     "restore",
     "views",
+    "written_in_order",
 ]
-
-OPAQUE_NAME = "data"
-"""The name of an opaque file's one record."""
-
-_SKELETON_LIMITS = {
-    "safetensors": safetensors.SKELETON_LIMIT,
-    "npy": npy.SKELETON_LIMIT,
-    "npz": zips.SKELETON_LIMIT,
-    "torch": zips.SKELETON_LIMIT,
-}
 
 
 def parse(path: Path, *, opaque: bool = False) -> ParsedFile:
@@ -80,7 +76,7 @@ def parse_file(file: ReadableFile, *, name: str = "", opaque: bool = False, keep
         keeps_broken: take a file that is not what its name promises as any other, and say so, rather than raise.
     """
     if opaque:
-        return ParsedFile(file, _parse_opaque)
+        return ParsedFile(file, OPAQUE.parse)
     return ParsedFile(file, lambda data: _parse_named(data, name, keeps_broken=keeps_broken))
 
 
@@ -93,55 +89,22 @@ def broken_promise(content: bytes, name: str) -> str:
     return ""
 
 
-def begins_with_its_index(head: bytes) -> bool:
-    """Whether a file that begins with these bytes can be taken apart from front to back, as it comes."""
-    return not head.startswith(zips.MEMBER_SIGNATURE) and not torchlegacy.begins_legacy(head)
+def written_in_order(manifest: Manifest) -> bool:
+    """Whether :func:`restore` appends alone, so that a file may be sent on as it is written."""
+    return container_of(manifest).traits.flows
 
 
 def _parse_named(data: FileRange, name: str, *, keeps_broken: bool) -> Parsed:
     if not name:
-        return _parse_content(data, None)
+        return take_apart(data, None)
     promise = promise_of(name)
     try:
         promises.check(data, promise)
-        return _parse_content(data, promise)
+        return take_apart(data, promise)
     except FormatError as error:
         if not keeps_broken:
             raise
-        return _parse_content(data, None)._replace(reason=error.message)
-
-
-def _parse_content(data: FileRange, promise: Promise | None) -> Parsed:
-    is_zip = zips.is_zip(data) and not safetensors.looks_like_safetensors(data)
-    named_safetensors = promise is promises.PROMISES[".safetensors"]
-    if safetensors.looks_like_safetensors(data) or (named_safetensors and not is_zip):
-        try:
-            return safetensors.parse(data)
-        except FormatError as error:
-            # Other formats may look like one; only the name makes it a promise that is broken.
-            if named_safetensors:
-                raise FormatError(error.message, hint=error.hint or promises.AGAIN) from None
-    try:
-        return _parse_archive(data)
-    except NotThisError as error:
-        if isinstance(error, CutShortError) and promise is not None and promise.has_tensors:
-            raise FormatError(str(error), hint=promises.AGAIN) from None
-        return _parse_opaque(data)._replace(reason=promises.why_whole(data, promise, str(error)))
-
-
-def _parse_archive(data: FileRange) -> Parsed:
-    if npy.looks_like_npy(data):
-        return npy.parse_npy(data)
-    if torchlegacy.looks_like_legacy(data):
-        return torchlegacy.parse(data)
-    if not zips.is_zip(data):
-        raise NotThisError("it holds no tensors" if zips.is_empty_zip(data) else "no known container")
-    members = zips.members_of(data)
-    return torchzip.parse(data, members) if torchzip.is_torch(members) else npy.parse_npz(data, members)
-
-
-def _parse_opaque(data: FileRange) -> Parsed:
-    return Parsed("opaque", None, (), [FileSource(OPAQUE_NAME, "U8", (len(data),), data)])
+        return take_apart(data, None)._replace(reason=error.message)
 
 
 def check_skeleton(manifest: Manifest) -> None:
@@ -150,7 +113,7 @@ def check_skeleton(manifest: Manifest) -> None:
     Raises:
         FormatError: the length cannot be.
     """
-    limit = _SKELETON_LIMITS.get(manifest.container, 0)
+    limit = container_of(manifest).traits.skeleton_limit
     if manifest.skeleton is not None and manifest.skeleton.nbytes > limit:
         raise FormatError(
             f"a {manifest.container} skeleton of {manifest.skeleton.nbytes} bytes; at most {limit} can be"
@@ -170,26 +133,7 @@ def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: 
         FormatError: a skeleton that does not fit its manifest.
         CorruptionError: a record's bytes are not as many as they should be.
     """
-    if manifest.container == "safetensors":
-        safetensors.restore(manifest, skeleton, read, out)
-    elif manifest.container == "opaque":
-        _restore_opaque(manifest, read, out)
-    elif manifest.container == "npy":
-        npy.restore_npy(manifest, _needed(skeleton), read, out)
-    else:
-        zips.restore(manifest, _needed(skeleton), read, out)
-
-
-def _needed(skeleton: bytes | None) -> bytes:
-    if skeleton is None:
-        raise FormatError("a manifest without the skeleton that its container needs")
-    return skeleton
-
-
-def _restore_opaque(manifest: Manifest, read: ReadRecords, out: Output) -> None:
-    if len(manifest.records) != 1:
-        raise FormatError(f"an opaque file's manifest lists {len(manifest.records)} tensors instead of one")
-    write_record(manifest.records[0], read(manifest.records), out.write)
+    container_of(manifest).restore(manifest, skeleton, read, out)
 
 
 def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView]:
@@ -198,8 +142,4 @@ def views(manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView
     Raises:
         FormatError: a skeleton that does not fit its manifest.
     """
-    if manifest.container == "torch":
-        return torchfile.views(manifest, _needed(skeleton))
-    if manifest.container in ("npy", "npz"):
-        return npy.views(manifest, _needed(skeleton))
-    return {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}
+    return container_of(manifest).views(manifest, skeleton)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from coral.containers.source import FileRange, ReadableFile, TensorSource
-from coral.errors import CorruptionError
-from coral.format.manifest import TensorRecord
+from coral.errors import CorruptionError, FormatError
+from coral.format.manifest import Manifest, TensorRecord
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -46,6 +46,34 @@ class TensorView(NamedTuple):
     offset: int = 0
 
 
+class NotThisError(Exception):
+    """The file is not of the kind that was looked for; the message, which continues "kept whole: ", says why.
+
+    Args:
+        hint: what to do about it; None where saving it again is all.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class CutShortError(NotThisError):
+    """The file is of that kind, and ends before it should."""
+
+
+class Traits(NamedTuple):
+    """What holds for every file of a container.
+
+    Attributes:
+        skeleton_limit: most bytes of a skeleton, so that a manifest that says more is refused before it is read.
+        flows: a file is read from front to back as it comes, and written so too, no byte of it overwritten.
+    """
+
+    skeleton_limit: int
+    flows: bool
+
+
 class Parsed(NamedTuple):
     """What a container's parser found in a file's bytes, and why it is kept whole where its name promises more."""
 
@@ -54,6 +82,25 @@ class Parsed(NamedTuple):
     metadata: tuple[tuple[str, str], ...]
     tensors: Sequence[TensorSource]
     reason: str = ""
+
+
+def plain_views(manifest: Manifest) -> Mapping[str, TensorView]:
+    """Each record as a tensor of its own."""
+    return {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}
+
+
+def needed(skeleton: bytes | None) -> bytes:
+    """The skeleton of a container that never regenerates. Raises FormatError when there is none."""
+    if skeleton is None:
+        raise FormatError("a manifest without the skeleton that its container needs")
+    return skeleton
+
+
+def only_record(manifest: Manifest, what: str) -> TensorRecord:
+    """The record of a container that has one. Raises FormatError when there are others."""
+    if len(manifest.records) != 1:
+        raise FormatError(f"{what} manifest lists {len(manifest.records)} tensors instead of one")
+    return manifest.records[0]
 
 
 def numbered(wanted: Iterable[tuple[str, _T]]) -> Iterator[tuple[str, _T]]:

@@ -1,4 +1,4 @@
-"""numpy's own files: one array after a short header (``.npy``), or an archive of such (``.npz``, stored).
+"""numpy's own files: one array after a short header (``.npy``).
 
 A record bears an array's name only where its bytes are the array's elements in C order. Those of an array in Fortran
 order are its transpose, the record ``NAME.T``; those of a type that coral lacks are the record ``NAME.bytes``.
@@ -7,16 +7,27 @@ Where another array has that for its own name, the record is numbered: ``NAME.T~
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from operator import mul
 from typing import Final, NamedTuple
 
-from coral.containers import zips
-from coral.containers.file import Output, Parsed, ReadRecords, TensorView, numbered, write_record
+from coral.containers.file import (
+    NotThisError,
+    Output,
+    Parsed,
+    ReadRecords,
+    TensorView,
+    Traits,
+    needed,
+    only_record,
+    plain_views,
+    write_record,
+)
+from coral.containers.promises import FRONT_BYTES, Promise, Start, shorter_than
 from coral.containers.source import FileRange, FileSource
-from coral.containers.zips import Member, NotThisError, Skeleton, Span
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
 from coral.format.manifest import Manifest, TensorRecord
@@ -33,9 +44,15 @@ TRANSPOSED: Final = ".T"
 RAW: Final = ".bytes"
 """What follows the name of an array that is big-endian, or of a type that is not coral's."""
 
+MAGIC: Final = b"\x93NUMPY"
+"""What such a file begins with."""
+
 _TRANSPOSED_NAME = re.compile(r"(.*)\.T(?:~\d+)?", re.DOTALL)
-_MAGIC = b"\x93NUMPY"
-_SUFFIX = ".npy"
+_ARRAY = re.compile(
+    rb"\{'descr': '[<>|=]?([a-zA-Z])(\d{1,9})(?:\[\w{1,9}\])?', 'fortran_order': \w+, "
+    rb"'shape': \(((?:\d{1,18}, ?){0,64}(?:\d{1,18})?)\)"
+)
+_UNICODE_BYTES = 4
 # Exactly what numpy writes; anything else is kept as bytes.
 _HEADER = re.compile(
     rb"\{'descr': '([<|][a-z]\d{1,2})', 'fortran_order': (False|True), "
@@ -58,7 +75,52 @@ _DESCRIPTIONS: Final = {
 }
 
 
-class _Array(NamedTuple):
+def _why_cut(data: FileRange) -> str:
+    return shorter_than(data, _whole_bytes(data.read(0, FRONT_BYTES)))
+
+
+def _whole_bytes(front: bytes) -> int:
+    """Bytes of a whole file, as its header says; those of the header alone where it does not."""
+    width = 2 if front[6:7] == b"\1" else 4
+    begin = 8 + width + int.from_bytes(front[8 : 8 + width], "little")
+    array = _ARRAY.match(front[8 + width : begin])
+    if array is None:
+        return begin
+    item = int(array[2]) * (_UNICODE_BYTES if array[1] == b"U" else 1)
+    return begin + item * math.prod(int(length) for length in array[3].split(b",") if length.strip())
+
+
+class Npy:
+    """Files of numpy.save."""
+
+    name = "npy"
+    traits = Traits(SKELETON_LIMIT, flows=True)
+    promises: Mapping[str, Promise] = {".npy": Promise("npy file", (Start(MAGIC, _why_cut),))}
+
+    def recognises(self, head: bytes) -> bool:
+        """Whether a file begins as one does."""
+        return head.startswith(MAGIC)
+
+    def parse(self, data: FileRange) -> Parsed:
+        """Take a file apart. Raises NotThisError when it is not a whole one."""
+        suffix, dtype, shape, start = read_header(data)
+        array = FileSource(ARRAY_NAME + suffix, dtype, shape, data.part(start, len(data)))
+        return Parsed(self.name, data.read(0, start), (), [array])
+
+    def restore(self, manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: Output) -> None:
+        """Write the header and the array."""
+        header = needed(skeleton)
+        record = only_record(manifest, "a .npy file's")
+        out.write(header)
+        write_record(record, read(manifest.records), out.write)
+
+    def views(self, manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView]:
+        """The array, by its own name and in its own order."""
+        header = needed(skeleton)
+        return own_arrays(manifest, ((record.name, header) for record in manifest.records))
+
+
+class Array(NamedTuple):
     """An array as it is kept, under its name with this suffix; its bytes begin at ``start``."""
 
     suffix: str
@@ -67,67 +129,19 @@ class _Array(NamedTuple):
     start: int
 
 
-def looks_like_npy(data: FileRange) -> bool:
-    """Whether the bytes begin as a ``.npy`` file does."""
-    return data.read(0, len(_MAGIC)) == _MAGIC
+def own_arrays(manifest: Manifest, headers: Iterable[tuple[str, bytes]]) -> Mapping[str, TensorView]:
+    """The arrays of a file, by name; one in Fortran order is a view of its transpose.
 
+    Args:
+        headers: of each record, by name; not looked at where no name is a transpose's.
 
-def parse_npy(data: FileRange) -> Parsed:
-    """Take a ``.npy`` file apart. Raises NotThisError when it is not a whole one."""
-    suffix, dtype, shape, start = _read_header(data)
-    array = FileSource(ARRAY_NAME + suffix, dtype, shape, data.part(start, len(data)))
-    return Parsed("npy", data.read(0, start), (), [array])
-
-
-def parse_npz(data: FileRange, members: Sequence[Member]) -> Parsed:
-    """Take a ``.npz`` archive apart; its compressed members stay in the skeleton. Raises NotThisError."""
-    arrays: dict[str, tuple[Member, FileRange, _Array]] = {}
-    for member in zips.stored(members):
-        content = data.part(member.start, member.stop)
-        if not member.name.endswith(_SUFFIX) or not looks_like_npy(content):
-            continue
-        if member.name in arrays:
-            raise NotThisError("a member stands in it twice")
-        arrays[member.name] = member, content, _read_header(content)
-    if not arrays:
-        raise NotThisError(_why_none(members))
-    names = _record_names({name: array.suffix for name, (_, _, array) in arrays.items()})
-    spans, sources = [], []
-    for own, (member, content, (_, dtype, shape, start)) in arrays.items():
-        spans.append(Span(names[own], member.start + start, start, member))
-        sources.append(FileSource(names[own], dtype, shape, content.part(start, len(content))))
-    return Parsed("npz", zips.make_skeleton(data, spans), (), sources)
-
-
-def _record_names(suffixes: Mapping[str, str]) -> dict[str, str]:
-    """What the records of an archive's arrays are called, by their members; arrays that keep their name come first."""
-    order = sorted(suffixes, key=lambda member: suffixes[member] != "")
-    wanted = ((member.removesuffix(_SUFFIX) + suffixes[member], member) for member in order)
-    return {member: name for name, member in numbered(wanted)}
-
-
-def _why_none(members: Sequence[Member]) -> str:
-    """Why an archive has no array that could be taken out of it, and no pickle of torch's."""
-    if any(member.packed_crc is not None and member.name.endswith((_SUFFIX, "/data.pkl")) for member in members):
-        return "its members are compressed, or encrypted"
-    return "its archive is laid out neither as torch.save's nor as numpy's"
-
-
-def restore_npy(manifest: Manifest, skeleton: bytes, read: ReadRecords, out: Output) -> None:
-    """Write a ``.npy`` file back byte for byte. Raises FormatError, CorruptionError."""
-    if len(manifest.records) != 1:
-        raise FormatError(f"a .npy file's manifest lists {len(manifest.records)} tensors instead of one")
-    out.write(skeleton)
-    write_record(manifest.records[0], read(manifest.records), out.write)
-
-
-def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
-    """The arrays of a file, by name; one in Fortran order is a view of its transpose. Raises FormatError."""
-    found = {name: TensorView(name, name, dtype, shape) for name, dtype, shape, _ in manifest.records}
+    Raises:
+        FormatError: two arrays have one name.
+    """
+    found = dict(plain_views(manifest))
     transposed = {name: match[1] for name in found if (match := _TRANSPOSED_NAME.fullmatch(name))}
     if not transposed:
         return found
-    headers = _headers(manifest, skeleton)
     ours = [name for name, header in headers if name in transposed and _is_transposed(manifest[name], header)]
     # All of these names are free before the first is given: an array may be called as the record of another one.
     for record in [found.pop(name) for name in ours]:
@@ -139,21 +153,12 @@ def views(manifest: Manifest, skeleton: bytes) -> Mapping[str, TensorView]:
     return found
 
 
-def _headers(manifest: Manifest, skeleton: bytes) -> Iterator[tuple[str, bytes]]:
-    if manifest.container == "npy":
-        yield from ((record.name, skeleton) for record in manifest.records)
-        return
-    parts = Skeleton.from_bytes(skeleton, zips.lengths(manifest))
-    for name, start, prefix, _ in parts.places:
-        yield name, parts.read_literal(start - prefix, start)
-
-
 def _is_transposed(record: TensorRecord, header: bytes) -> bool:
     """Whether a record is what :func:`_parse` makes of an array in Fortran order."""
     return _parse(header, record.nbytes)[:3] == (TRANSPOSED, *record[1:3])
 
 
-def _read_header(data: FileRange) -> _Array:
+def read_header(data: FileRange) -> Array:
     """An array as it is to be kept."""
     start = _header_end(data.read(0, 12))
     if start > min(len(data), SKELETON_LIMIT):
@@ -169,10 +174,10 @@ def _header_end(head: bytes) -> int:
     return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
 
 
-def _parse(header: bytes, nbytes: int) -> _Array:
+def _parse(header: bytes, nbytes: int) -> Array:
     """What an array is kept as that has this header, and so many bytes."""
     start = len(header)
-    raw = _Array(RAW, "U8", (nbytes,), start)
+    raw = Array(RAW, "U8", (nbytes,), start)
     match = _HEADER.fullmatch(header, 10 if header[6:7] == b"\1" else 12)
     if match is None or match[1] not in _DESCRIPTIONS:
         return raw
@@ -181,5 +186,5 @@ def _parse(header: bytes, nbytes: int) -> _Array:
     if len(shape) > 64 or BITS[dtype] % 8 or byte_count(dtype, shape) != nbytes:
         return raw
     if match[2] == b"True" and len(shape) > 1:
-        return _Array(TRANSPOSED, dtype, shape[::-1], start)
-    return _Array("", dtype, shape, start)
+        return Array(TRANSPOSED, dtype, shape[::-1], start)
+    return Array("", dtype, shape, start)

@@ -9,10 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, NoReturn, Protocol, TypeGuard, TypeVar
 
-from coral.containers.file import Output, Parsed, ReadRecords, write_record
+from coral.containers.file import (
+    NotThisError,
+    Output,
+    Parsed,
+    ReadRecords,
+    TensorView,
+    Traits,
+    plain_views,
+    write_record,
+)
+from coral.containers.promises import Promise
 from coral.containers.source import FileRange, FileSource
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, byte_count
@@ -111,17 +121,38 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def looks_like_safetensors(data: FileRange) -> bool:
-    """Whether the bytes begin with a header length of at most 4 GB and the brace of a header."""
-    return data.read(4, 9) == b"\0\0\0\0{"
+class Safetensors:
+    """safetensors files."""
+
+    name = "safetensors"
+    traits = Traits(SKELETON_LIMIT, flows=True)
+    promises: Mapping[str, Promise] = {".safetensors": Promise("safetensors file", refuses_malformed=True)}
+
+    def recognises(self, head: bytes) -> bool:
+        """Whether a file begins with a header length of at most 4 GB and the brace of a header."""
+        return head[4:9] == b"\0\0\0\0{"
+
+    def parse(self, data: FileRange) -> Parsed:
+        """Take a file apart. Raises NotThisError: the header is not what the specification allows, or another's."""
+        try:
+            return _parse(data)
+        except FormatError as error:
+            raise NotThisError(error.message, hint=error.hint) from None
+
+    def restore(self, manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: Output) -> None:
+        """Write a file back. Raises FormatError also where the skeleton speaks of other tensors than the manifest."""
+        out.write(canonical_header(manifest.records, manifest.metadata) if skeleton is None else skeleton)
+        order = _file_order(manifest, skeleton)
+        pieces = read(order)
+        for record in order:
+            write_record(record, pieces, out.write)
+
+    def views(self, manifest: Manifest, skeleton: bytes | None) -> Mapping[str, TensorView]:
+        """The records."""
+        return plain_views(manifest)
 
 
-def parse(data: FileRange) -> Parsed:
-    """Take a safetensors file apart.
-
-    Raises:
-        FormatError: the header is not what the specification allows, or does not cover the file exactly.
-    """
+def _parse(data: FileRange) -> Parsed:
     head = data.read(0, _head_length(data.read(0, _LENGTH_BYTES), len(data)))
     header = _parse_header(head)
     if len(head) + header.nbytes != len(data):
@@ -134,21 +165,7 @@ def parse(data: FileRange) -> Parsed:
         FileSource(entry.name, entry.dtype, entry.shape, body.part(entry.start, entry.stop)) for entry in header.entries
     ]
     regenerated = canonical_header(header.entries, header.metadata)
-    return Parsed("safetensors", None if regenerated == head else head, header.metadata, tensors)
-
-
-def restore(manifest: Manifest, skeleton: bytes | None, read: ReadRecords, out: Output) -> None:
-    """Write the file back byte for byte.
-
-    Raises:
-        FormatError: the skeleton is malformed, or speaks of other tensors than the manifest.
-        CorruptionError: a record's bytes are not as many as they should be.
-    """
-    out.write(canonical_header(manifest.records, manifest.metadata) if skeleton is None else skeleton)
-    order = _file_order(manifest, skeleton)
-    pieces = read(order)
-    for record in order:
-        write_record(record, pieces, out.write)
+    return Parsed(Safetensors.name, None if regenerated == head else head, header.metadata, tensors)
 
 
 def _file_order(manifest: Manifest, skeleton: bytes | None) -> list[TensorRecord]:

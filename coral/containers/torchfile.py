@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from coral.containers.file import TensorView, numbered
+from coral.containers.file import NotThisError, TensorView, numbered
 from coral.containers.pickled import Described, RefusedError, Storage, Tensor, describe
 from coral.containers.source import FileRange, FileSource
-from coral.containers.zips import NotThisError, Skeleton, lengths
+from coral.containers.zips import Skeleton, lengths
 from coral.errors import FormatError
 from coral.format.dtypes import BITS, item_bytes
 from coral.format.manifest import Manifest

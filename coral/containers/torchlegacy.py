@@ -11,25 +11,19 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from coral.containers import zips
-from coral.containers.file import Parsed
+from coral.containers.file import CutShortError, NotThisError, Parsed
 from coral.containers.pickled import PICKLE_LIMIT, EndsEarlyError, RefusedError, Storage, describe, length, plain_list
 from coral.containers.source import FileRange
 from coral.containers.torchfile import STORAGES, contents_of, name_storages
-from coral.containers.zips import CutShortError, Member, NotThisError, Span
+from coral.containers.zips import Member, Span
 
 _MAGIC = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
-_MAGIC_BYTES: Final = 32
 _COUNT_BYTES: Final = 8
 
 
-def begins_legacy(head: bytes) -> bool:
+def is_legacy(head: bytes) -> bool:
     """Whether these are the first bytes of such a file."""
     return _MAGIC.match(head) is not None
-
-
-def looks_like_legacy(data: FileRange) -> bool:
-    """Whether the bytes begin as such a file does."""
-    return begins_legacy(data.read(0, _MAGIC_BYTES))
 
 
 def parse(data: FileRange) -> Parsed:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from coral.containers import zips
-from coral.containers.file import Parsed
+from coral.containers.file import NotThisError, Parsed
 from coral.containers.pickled import PICKLE_LIMIT
 from coral.containers.source import FileRange
 from coral.containers.torchfile import CONSTANTS, STORAGES, name_storages, read_pickles
-from coral.containers.zips import Member, NotThisError, Span
+from coral.containers.zips import Member, Span
 
 _PICKLE, _CONSTANTS = "data.pkl", "constants.pkl"
 _BYTE_ORDER = "byteorder"
@@ -21,12 +21,15 @@ def is_torch(members: Sequence[Member]) -> bool:
     return any(member.name == _folder(stored) + _PICKLE for member in stored)
 
 
-def parse(data: FileRange, members: Sequence[Member]) -> Parsed:
-    """Take a torch archive apart, as :func:`is_torch` says that it is.
+def parse(data: FileRange) -> Parsed | None:
+    """Take a torch archive apart; None for any other archive.
 
     Raises:
         NotThisError: it is big-endian, or its pickle and storages are not sound.
     """
+    members = zips.members_of(data)
+    if not is_torch(members):
+        return None
     by_name = _strip_folder(zips.stored(members))
     order = by_name.get(_BYTE_ORDER)
     if order is not None and data.read(order.start, min(order.stop, order.start + 8)) != b"little":

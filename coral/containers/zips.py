@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from coral.containers.file import Output, ReadRecords, write_record
+from coral.containers.file import NotThisError, Output, ReadRecords, write_record
+from coral.containers.promises import Start
 from coral.containers.source import FileRange
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
@@ -71,22 +72,20 @@ END_SIGNATURE: Final = b"PK\5\6"
 """What the end of its directory begins with, which is all of an empty one."""
 
 
-class NotThisError(Exception):
-    """The file is not of the kind that was looked for; the message, which continues "kept whole: ", says why."""
+def why_cut(data: FileRange) -> str:
+    """What is missing of an archive that ends before its directory; empty for one that seems whole."""
+    tail = data.read(max(0, len(data) - _END.size - _MAX_COMMENT), len(data))
+    at = tail.find(END_SIGNATURE)
+    while at >= 0:
+        comment = int.from_bytes(tail[at + _END.size - 2 : at + _END.size], "little")
+        if at + _END.size + comment <= len(tail):
+            return ""
+        at = tail.find(END_SIGNATURE, at + 1)
+    return "the archive is cut short: the directory at its end is missing"
 
 
-class CutShortError(NotThisError):
-    """The file is of that kind, and ends before it should."""
-
-
-def is_zip(data: FileRange) -> bool:
-    """Whether the bytes begin with a zip member."""
-    return data.read(0, len(MEMBER_SIGNATURE)) == MEMBER_SIGNATURE
-
-
-def is_empty_zip(data: FileRange) -> bool:
-    """Whether the bytes begin with the end of a zip's directory."""
-    return data.read(0, len(END_SIGNATURE)) == END_SIGNATURE
+START: Final = Start(MEMBER_SIGNATURE, why_cut)
+"""How an archive with something in it begins."""
 
 
 def members_of(data: FileRange) -> list[Member]:

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from coral.cli import main
 from coral.cli.session import Session
 from coral.containers import is_model_name
-from coral.containers.promises import PROMISES
+from coral.containers.container import PROMISES
 
 Call = Callable[..., Result]
 Ask = Callable[..., Any]

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral.containers import parse, pickled
+from coral.containers.file import NotThisError
 from coral.containers.pickled import PICKLE_LIMIT, RefusedError, describe
 from coral.containers.torchfile import read_pickles
-from coral.containers.zips import NotThisError
 from tests.clock import at_most
 from tests.containers.helpers import roundtrip
 

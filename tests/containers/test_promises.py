@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from coral.containers import BytesFile, ParsedFile, parse, parse_file
-from coral.containers.promises import PROMISES
+from coral.containers.container import PROMISES
 from coral.errors import FormatError
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"

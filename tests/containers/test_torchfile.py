@@ -24,12 +24,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from coral.containers import TensorView, begins_with_its_index, parse, parse_file, pickled, views
+from coral.containers.file import NotThisError
 from coral.containers.source import BytesFile, FileRange
 from coral.containers.torchfile import read_pickles
-from coral.containers.torchlegacy import looks_like_legacy
+from coral.containers.torchlegacy import is_legacy
 from coral.containers.torchlegacy import parse as parse_legacy
 from coral.containers.torchzip import parse as parse_zip
-from coral.containers.zips import NotThisError, members_of
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
 from tests.containers.helpers import kept, rebuilt, roundtrip
@@ -508,14 +508,14 @@ def test_what_is_kept_whole_says_why(kind: str) -> None:
     change, why = REFUSED[kind]
     data = file_of(as_zip(W_ONLY, change))
     with pytest.raises(NotThisError, match=why):
-        parse_zip(data, members_of(data))
+        parse_zip(data)
 
 
 def test_an_archive_without_tensors_says_so() -> None:
     """A file of no tensors is kept whole for that reason."""
     data = file_of(as_zip({"a": 1}))
     with pytest.raises(NotThisError, match="no tensors"):
-        parse_zip(data, members_of(data))
+        parse_zip(data)
 
 
 def legacy(value: object) -> bytes:
@@ -528,7 +528,7 @@ def test_a_damaged_legacy_file_is_kept_whole(tmp_path: Path) -> None:
     """Cut at any byte, or with a length that is wrong, such a file is no container, says why, and restores."""
     data = legacy({"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int64)})
     for stop in range(len(data)):
-        if looks_like_legacy(file_of(data[:stop])):
+        if is_legacy(data[:stop]):
             with pytest.raises(NotThisError, match=r"is damaged|cut short|not as long"):
                 parse_legacy(file_of(data[:stop]))
     count = data.rindex(b"\x03" + bytes(7))
@@ -549,7 +549,7 @@ def test_a_legacy_file_that_is_cut_short_is_refused(protocol: int) -> None:
     stream = io.BytesIO()
     torch.save({"a": torch.ones(3), "b": [1.5, "text"]}, stream, pickle_protocol=protocol, **LEGACY)
     data = stream.getvalue()
-    cut = [data[:stop] for stop in range(len(data)) if looks_like_legacy(file_of(data[:stop]))]
+    cut = [data[:stop] for stop in range(len(data)) if is_legacy(data[:stop])]
     assert len(cut) > len(data) - 40
     for part in cut:
         for name in ("x.pt", "x.bin"):

@@ -37,7 +37,6 @@ _HEAD_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
 # A smaller file is not worth asking git what it was before.
 _LEAST_WITH_PARENT = 1 << 16
-_WRITTEN_IN_ORDER = ("safetensors", "npy", "opaque")
 
 Write = Callable[["Buffer"], None]
 """Takes the next piece of a content."""
@@ -202,7 +201,7 @@ class GitFilter:
         """
         folder, store = self._open()
         skeleton = skeleton_of(store, manifest)
-        if manifest.container in _WRITTEN_IN_ORDER:
+        if containers.written_in_order(manifest):
             containers.restore(manifest, skeleton, store.stream, _InOrder(write))
             return
         with folder.new_file("spool") as spool:
@@ -279,7 +278,7 @@ class _InOrder:
         self.write = write
 
     def patch(self, offset: int, data: bytes) -> None:
-        """Never asked for: see ``_WRITTEN_IN_ORDER``."""
+        """Never asked for: see ``containers.written_in_order``."""
         raise AssertionError("a container that patches must be written to a file first")
 
 
