@@ -15,7 +15,8 @@ import torch
 
 from coral.containers import parse, restore
 from coral.errors import FormatError
-from tests.containers.helpers import Memory, kept, rebuilt, roundtrip
+from coral.testing.contracts.containers import Memory
+from tests.containers.helpers import kept, rebuilt, roundtrip
 
 CRC_AT = 14
 
