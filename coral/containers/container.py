@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from coral.containers import promises, zips
 from coral.containers.file import CutShortError, NotThisError, Output, Parsed, ReadRecords, TensorView, Traits
+from coral.containers.gguf import Gguf
 from coral.containers.npy import Npy
 from coral.containers.npz import Npz
 from coral.containers.opaque import Opaque
@@ -57,7 +58,9 @@ class Container(Protocol):
         """Take a file apart; None leaves it to the others that recognise it.
 
         No tensor is read twice, and none is held. The skeleton is at most as long as :attr:`traits` say. The names of
-        tensors are all different. One that flows reads from the front: what it read it may read again.
+        tensors are all different, and they are in the file's order. One that flows reads from the front, where what
+        was read may be read again, and nothing after the first tensor's beginning but by accident: of what stands
+        between tensors it says where it is.
 
         Raises:
             NotThisError: it is malformed, and why.
@@ -93,7 +96,7 @@ class Container(Protocol):
 OPAQUE: Final = Opaque()
 """The container of whatever is of no other."""
 
-CONTAINERS: Final[tuple[Container, ...]] = (Safetensors(), Npy(), Torch(), Npz(), OPAQUE)
+CONTAINERS: Final[tuple[Container, ...]] = (Safetensors(), Gguf(), Npy(), Torch(), Npz(), OPAQUE)
 """All of them, in the order in which they are asked."""
 
 _BY_NAME: Final = MappingProxyType({container.name: container for container in CONTAINERS})

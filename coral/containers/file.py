@@ -75,13 +75,23 @@ class Traits(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What a container's parser found in a file's bytes, and why it is kept whole where its name promises more."""
+    """What a container's parser found in a file's bytes, and why it is kept whole where its name promises more.
+
+    Attributes:
+        skeleton: the bytes that are not tensors, or where they lie; None when they regenerate ("canonical").
+    """
 
     container: str
-    skeleton: bytes | None
+    skeleton: bytes | Sequence[FileRange] | None
     metadata: tuple[tuple[str, str], ...]
     tensors: Sequence[TensorSource]
     reason: str = ""
+
+    def read_skeleton(self) -> bytes | None:
+        """The skeleton's bytes. Of a stream they are read after the tensors, or those would be remembered."""
+        if self.skeleton is None or isinstance(self.skeleton, bytes):
+            return self.skeleton
+        return b"".join(part.read(0, len(part)) for part in self.skeleton)
 
 
 def plain_views(manifest: Manifest) -> Mapping[str, TensorView]:
@@ -122,7 +132,6 @@ class ParsedFile:
 
     Attributes:
         container: one of :data:`coral.format.manifest.CONTAINER_NAMES`.
-        skeleton: the bytes that are not tensors; None when they regenerate ("canonical").
         metadata: the container's own key-value pairs, in its order.
         tensors: in the file's order; readable while the file is open, and what was read stays valid.
         reason: why it is kept whole, or what is wrong with it, though its name promises tensors; else empty.
@@ -135,11 +144,16 @@ class ParsedFile:
         except BaseException:
             self._file.close()
             raise
+        self._parsed = parsed
         self.container = parsed.container
-        self.skeleton = parsed.skeleton
         self.metadata = parsed.metadata
         self.tensors = parsed.tensors
         self.reason = parsed.reason
+
+    @property
+    def skeleton(self) -> bytes | None:
+        """The bytes that are not tensors; None when they regenerate ("canonical"). To be read after the tensors."""
+        return self._parsed.read_skeleton()
 
     def check_unchanged(self) -> None:
         """Raise ConflictError when the file changed since it was opened, as far as its size and times tell."""

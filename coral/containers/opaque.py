@@ -59,7 +59,6 @@ class Opaque:
         ".h5": Promise("HDF5 file", (_HDF5,), has_tensors=False, is_sought=False),
         ".hdf5": Promise("HDF5 file", (_HDF5,), has_tensors=False, is_sought=False),
         ".keras": Promise("Keras file", (zips.START, _HDF5), has_tensors=False),
-        ".gguf": Promise("GGUF file", (Start(b"GGUF"),), has_tensors=False),
         ".onnx": Promise("ONNX file", has_tensors=False),
         ".joblib": Promise("joblib file", has_tensors=False),
         ".ubj": Promise("UBJSON file", has_tensors=False),

@@ -41,7 +41,7 @@ _MANY = 1_000
 TEXT_LIMIT = 256 << 20
 """Most bytes of a manifest's text that anyone should read: a million tensors are 120 MB."""
 SKELETON_NAME = "(the rest of the file)"
-CONTAINER_NAMES = ("safetensors", "torch", "npy", "npz", "opaque")
+CONTAINER_NAMES = ("safetensors", "torch", "npy", "npz", "gguf", "opaque")
 
 
 class TensorRecord(NamedTuple):

@@ -71,10 +71,10 @@ def take_in(
 ) -> Manifest:
     """As :func:`manifest_of`, of a file that was taken apart."""
     records = hasher.write_tensors(parsed.tensors, parent=parent, progress=progress)
-    skeleton = None
-    if parsed.skeleton is not None:
-        (record,) = hasher.write_tensors([BytesSource(_SKELETON, parsed.skeleton)])
-        skeleton = Skeleton(record.content, len(parsed.skeleton))
+    skeleton, rest = None, parsed.skeleton
+    if rest is not None:
+        (record,) = hasher.write_tensors([BytesSource(_SKELETON, rest)])
+        skeleton = Skeleton(record.content, len(rest))
     parsed.check_unchanged()
     if parsed.reason:
         tell(parsed.reason)

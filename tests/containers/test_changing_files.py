@@ -111,7 +111,7 @@ def of(container: str, length: int) -> Manifest:
     return Manifest(container, (record,), Skeleton(ContentRef("b3:" + "0" * 64), length))
 
 
-@pytest.mark.parametrize("container", ["npy", "npz", "torch", "safetensors", "opaque"])
+@pytest.mark.parametrize("container", ["npy", "npz", "torch", "gguf", "safetensors", "opaque"])
 def test_a_skeleton_of_absurd_length_is_refused(repo: Repository, container: str) -> None:
     """A manifest that came from elsewhere cannot make a reader take a hundred gigabytes."""
     for length in (10**17, SKELETON_LIMIT + 1):

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from coral.containers import BytesFile, ParsedFile, parse, parse_file
 from coral.containers.container import PROMISES
 from coral.errors import FormatError
+from tests.containers.helpers import gguf
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
 
@@ -65,6 +66,7 @@ WHOLE = {
     "texts.npy": _npy(np.array(["ab", "cde"])),
     "times.npy": _npy(np.array(["2020-01-01"], "datetime64[s]")),
     "arrays.npz": _npz(),
+    "llama.gguf": gguf({"a": (0, (3, 2), bytes(24)), "w": (2, (64, 4), b"ab" * 72)}, alignment=8),
     "model.keras": _zip(),
     "old.keras": _hdf5(0),
     "weights.h5": _hdf5(0),

@@ -54,7 +54,7 @@ from coral.tensors.state import decode_state, encode_state
 from coral.testing.processes import Note
 from coral.verbs.config import Config
 from coral.verbs.merging.merge import Merge
-from tests.containers.helpers import kept, rebuilt
+from tests.containers.helpers import gguf, kept, rebuilt
 from tests.repository.helpers import weights
 from tests.torture.hostile import BUG, GROWTH, SECONDS
 
@@ -161,6 +161,11 @@ def _parse(data: bytes, *suffixes: str) -> None:
             assert rebuilt(manifest, parsed.skeleton, contents) == data
             # What was taken apart can be shown.
             containers.views(manifest, parsed.skeleton)
+
+
+def _gguf() -> list[bytes]:
+    tensors = {"w": (2, (64, 2), b"ab" * 36), "w.Q4_0": (30, (4,), bytes(8)), "b": (0, (3,), bytes(12))}
+    return [gguf(tensors), gguf(tensors, version=2, alignment=8)]
 
 
 def _promised() -> list[bytes]:
@@ -415,6 +420,7 @@ def _read_commit(data: bytes) -> None:
 READERS: dict[str, Reader] = {
     "safetensors": (_safetensors, lambda data: _parse(data, ".safetensors")),
     "archives": (_archives, lambda data: _parse(data, "", ".pt", ".npz", ".keras")),
+    "gguf": (_gguf, lambda data: _parse(data, "", ".gguf", ".pt")),
     "promises": (_promised, lambda data: _parse(data, ".npy", ".h5", ".gguf", ".bin", ".txt")),
     "manifests": (_manifests, _read_manifest),
     "merges": (_merges, _read_merge),

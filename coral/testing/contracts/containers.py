@@ -72,9 +72,14 @@ def kept(parsed: Parsed | ParsedFile) -> tuple[Manifest, dict[str, bytes]]:
         half = record.nbytes // 2
         contents[source.name] = bytes(source.read(0, half)) + bytes(source.read(half, record.nbytes))
         records.append(record)
-    ref = ContentRef("b3:" + "0" * 64)
-    skeleton = None if parsed.skeleton is None else Skeleton(ref, len(parsed.skeleton))
+    rest = skeleton_of(parsed)
+    skeleton = None if rest is None else Skeleton(ContentRef("b3:" + "0" * 64), len(rest))
     return Manifest(parsed.container, tuple(records), skeleton, parsed.metadata), contents
+
+
+def skeleton_of(parsed: Parsed | ParsedFile) -> bytes | None:
+    """The bytes that are not tensors."""
+    return parsed.read_skeleton() if isinstance(parsed, Parsed) else parsed.skeleton
 
 
 def reader(contents: Mapping[str, bytes]) -> Callable[[Iterable[TensorRecord]], Iterator[bytes]]:
@@ -112,7 +117,7 @@ class ContainerContract:
             for source in parsed.tensors:
                 nbytes = byte_count(source.dtype, source.shape)
                 assert memoryview(source.read(0, nbytes + 1)).nbytes == nbytes, f"{name}: {source.name}"
-            assert len(parsed.skeleton or b"") <= container.traits.skeleton_limit, name
+            assert len(parsed.read_skeleton() or b"") <= container.traits.skeleton_limit, name
 
     def test_a_view_lies_in_its_record(self, container: Container, files: Mapping[str, bytes]) -> None:
         """Each tensor that a file shows is elements of one of its records, of that record's type."""
@@ -120,7 +125,7 @@ class ContainerContract:
             parsed = _parsed(container, data)
             assert parsed is not None
             manifest, _ = kept(parsed)
-            for own, view in container.views(manifest, parsed.skeleton).items():
+            for own, view in container.views(manifest, parsed.read_skeleton()).items():
                 record = manifest[view.record_name]
                 assert own == view.name and view.dtype == record.dtype, f"{name}: {own}"
                 if view.stride is None:
@@ -147,7 +152,7 @@ class ContainerContract:
             asked.update(record.name for record in wanted)
             yield from reader(contents)(wanted)
 
-        container.restore(manifest, parsed.skeleton, give, Memory())
+        container.restore(manifest, parsed.read_skeleton(), give, Memory())
         assert asked == Counter(contents.keys())
 
     def test_what_flows_is_as_a_file(self, container: Container, files: Mapping[str, bytes]) -> None:
@@ -158,13 +163,31 @@ class ContainerContract:
             whole = _parsed(container, data)
             assert whole is not None
             out = Memory()
-            container.restore(kept(whole)[0], whole.skeleton, reader(kept(whole)[1]), out)
+            container.restore(kept(whole)[0], whole.read_skeleton(), reader(kept(whole)[1]), out)
             assert not out.patches, f"{name}: bytes are overwritten"
             for came in {min(max(HEAD_BYTES, length), len(data)) for length in (0, len(data) // 2, len(data))}:
                 stream = _stream(data, came)
                 parsed = container.parse(FileRange(stream, 0, len(data)))
                 assert parsed is not None, name
-                assert (parsed.skeleton, kept(parsed)) == (whole.skeleton, kept(whole)), f"{name}, of which {came} came"
+                found = kept(parsed), parsed.read_skeleton()
+                assert found == (kept(whole), whole.read_skeleton()), f"{name}, of which {came} came"
+
+    def test_a_stream_is_not_remembered(self, container: Container, large: bytes) -> None:
+        """Of a stream that flows by, no tensor stays in memory."""
+        if not container.traits.flows:
+            return
+        tracemalloc.start()
+        try:
+            parsed = container.parse(FileRange(_stream(large, HEAD_BYTES), 0, len(large)))
+            assert parsed is not None
+            for source in parsed.tensors:
+                nbytes = byte_count(source.dtype, source.shape)
+                for at in range(0, nbytes, _AROUND // 4):
+                    source.read(at, min(at + _AROUND // 4, nbytes))
+            parsed.read_skeleton()
+            assert tracemalloc.get_traced_memory()[1] < 2 * _AROUND
+        finally:
+            tracemalloc.stop()
 
     def test_a_file_that_is_cut(self, container: Container, files: Mapping[str, bytes]) -> None:
         """Whatever is left of a file is restored, or not taken apart."""
@@ -195,7 +218,7 @@ class ContainerContract:
             parsed = _parsed(container, data)
             assert parsed is not None
             manifest, contents = kept(parsed)
-            chance, skeleton = random.Random(name), parsed.skeleton or b""
+            chance, skeleton = random.Random(name), parsed.read_skeleton() or b""
             wrong = [None, b"", skeleton[:-1], skeleton + b"\0"]
             for at in _some(range(len(skeleton)), chance):
                 number = chance.choice((chance.randbytes(1), *_HURTFUL))
@@ -233,7 +256,7 @@ class ContainerContract:
             parsed = _parsed_or_none(container, data)
             if parsed is not None:
                 assert _rebuilt(container, parsed) == data, f"{what}: not restored"
-                container.views(kept(parsed)[0], parsed.skeleton)
+                container.views(kept(parsed)[0], parsed.read_skeleton())
 
 
 class _bounded:
@@ -275,7 +298,7 @@ def _parsed_or_none(container: Container, data: bytes) -> Parsed | None:
 def _rebuilt(container: Container, parsed: Parsed) -> bytes:
     manifest, contents = kept(parsed)
     out = Memory()
-    container.restore(Manifest.from_bytes(manifest.to_bytes()), parsed.skeleton, reader(contents), out)
+    container.restore(Manifest.from_bytes(manifest.to_bytes()), parsed.read_skeleton(), reader(contents), out)
     return bytes(out.data)
 
 
