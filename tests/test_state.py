@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from coral.errors import FormatError, UnsupportedValueError
 from coral.integrations.torch.generators import capture_rng, restore_rng
 from coral.tensors import state
-from coral.tensors.frameworks import framework, framework_of
+from coral.tensors.frameworks import framework_named, framework_of
 from coral.tensors.state import MAX_DEPTH, decode_state, encode_state
 
 
@@ -35,7 +35,7 @@ def roundtrip(state: object) -> Any:
 
     def load(name: str, framework_name: str) -> object:
         source = framework_of(tensors[name]).source(name, tensors[name])
-        fresh, data = framework(framework_name).empty(source.dtype, source.shape)
+        fresh, data = framework_named(framework_name).empty(source.dtype, source.shape)
         data[:] = source.read(0, len(data))
         return fresh
 
@@ -64,7 +64,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    source = framework("torch").source("t", tensor)
+    source = framework_named("torch").source("t", tensor)
     return bytes(source.read(0, tensor.numel() * tensor.element_size()))
 
 

@@ -49,6 +49,7 @@ INNER: dict[str, list[set[str]]] = {
     "coral/experiments": [{BASE}, {"local"}, {"tracker"}, {"refs", DOOR}],
     "coral/format": [{BASE}, {"codecs"}],
     "coral/integrations": [{BASE}, {"torch"}],
+    "coral/testing": [{BASE}, {"contracts"}],
     "coral/verbs": [{BASE}, {"merging", "sharing", "care", "inside_git"}],
 }
 MOST_FILES = 25

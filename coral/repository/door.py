@@ -544,7 +544,7 @@ class Repository(Live):
             PartNotFoundError: the commit holds no such state.
             UsageError: it holds several, and ``name`` does not say which is meant.
         """
-        from coral.verbs.training_state import state_of_commit
+        from coral.verbs.checkpoint import state_of_commit
 
         return state_of_commit(self._opened.reader, lambda: self.store, self.resolve(ref), name)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NoReturn
 
 from coral.errors import FormatError, UnsupportedValueError, UsageError
-from coral.tensors.frameworks import Framework, find_framework, framework
+from coral.tensors.frameworks import Framework, find_framework, framework_named
 
 MAX_DEPTH: Final = 200
 """Deepest nesting of a state."""
@@ -414,7 +414,7 @@ def _decode_foreign(tag: str, payload: object) -> object:
 
 def _framework(name: str) -> Framework:
     try:
-        return framework(name)
+        return framework_named(name)
     except UsageError as error:
         raise FormatError(f"a state holds a value of the framework {name[:80]!r}, which is not here") from error
 

@@ -17,14 +17,17 @@ from coral.errors import (
     UnsupportedValueError,
     UsageError,
 )
-from coral.tensors.frameworks import Framework, find_framework, framework_of
-from coral.tensors.state import encode_state
-from coral.verbs.parts import STATE_KEY
+from coral.tensors.frameworks import Framework, find_framework, framework_named, framework_of
+from coral.tensors.state import decode_state, encode_state
+from coral.verbs.parts import STATE_KEY, is_state, part_not_found
 
 if TYPE_CHECKING:
     from coral.containers import TensorSource, TensorView
+    from coral.format.manifest import Manifest, TensorRecord
+    from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.tensors.copies import Copies
+    from coral.verbs.parts import PartReader
     from coral.verbs.weights import Weights
 
 MODEL_PART = "model.safetensors"
@@ -239,6 +242,44 @@ def bring_back(
         # Whole or not at all for an interrupt, too, without a second copy of the weights.
         threads.undisturbed(lambda: loading.load(weights.read_many))
     return _dict(state.get(_REST, {}))
+
+
+def state_of_commit(
+    reader: PartReader, store: Callable[[], ChunkStore], commit_hash: CommitHash, name: str | None
+) -> object:
+    """The training state that a commit holds: the one named, else the only one.
+
+    Raises:
+        PartNotFoundError: it holds none, or none of that name.
+        UsageError: it holds several, and no name says which is meant.
+    """
+    states = {part: found for part, found in reader.at(commit_hash).items() if is_state(found)}
+    if name is not None and name not in states:
+        raise part_not_found(name, states, commit_hash)
+    if not states:
+        raise PartNotFoundError(f"the commit {commit_hash[:10]} holds no training state")
+    if name is None and len(states) > 1:
+        raise UsageError(f"the commit {commit_hash[:10]} holds several states", hint=f"name= one of {sorted(states)}")
+    return read_state(store(), states[name or next(iter(states))])
+
+
+def read_state(store: ChunkStore, manifest: Manifest) -> object:
+    """The training state of a part, as it was staged. Raises CorruptionError, FormatError."""
+    wanted: list[tuple[TensorRecord, memoryview]] = []
+
+    def allocate(name: str, framework_name: str) -> object:
+        if name not in manifest:
+            raise CorruptionError(f"a training state refers to a tensor {name!r} that it does not hold")
+        record = manifest[name]
+        store.check(record)
+        tensor, out = framework_named(framework_name).empty(record.dtype, record.shape)
+        wanted.append((record, out))
+        return tensor
+
+    state = decode_state(dict(manifest.metadata)[STATE_KEY], allocate)
+    # All at once, because an optimizer's state is thousands of small tensors.
+    store.read_many(wanted)
+    return state
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coral.containers import TensorView
 from coral.errors import PartNotFoundError, TensorNotFoundError, UsageError
 from coral.format.manifest import Manifest, TensorRecord
-from coral.tensors.frameworks import framework as named_framework
+from coral.tensors.frameworks import framework_named
 from coral.verbs.ingest import views_of
 from coral.verbs.parts import is_weights
 
@@ -128,7 +128,7 @@ def weights_of_commit(
         parts = {part: manifest for part, manifest in reader.at(commit_hash).items() if is_weights(manifest)}
     if not parts:
         raise PartNotFoundError(f"the commit {commit_hash[:10]} holds no weights", hint="'coral ls' lists its parts")
-    return Weights(store(), named_framework(framework), parts, commit_hash=commit_hash)
+    return Weights(store(), framework_named(framework), parts, commit_hash=commit_hash)
 
 
 def one_weight(
@@ -137,7 +137,7 @@ def one_weight(
     """One tensor of a commit, whichever part holds it. Raises TensorNotFoundError, UsageError."""
     parts = {part: manifest for part, manifest in reader.at(commit_hash).items() if is_weights(manifest)}
     holders = holders_of(store(), parts, name, commit_hash=commit_hash)
-    return Weights(store(), named_framework(framework), holders, commit_hash=commit_hash)[name]
+    return Weights(store(), framework_named(framework), holders, commit_hash=commit_hash)[name]
 
 
 def holders_of(

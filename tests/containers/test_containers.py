@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from coral.containers import TensorView, parse, views
 from coral.errors import CoralError, FormatError, NotFoundError, UsageError
 from coral.format.manifest import Manifest, is_manifest
-from coral.tensors.frameworks import NUMPY
+from coral.tensors.numpy import NUMPY
 from tests.containers.helpers import kept, rebuilt, roundtrip
 
 

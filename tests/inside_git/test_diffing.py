@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.format.dtypes import NUMPY_NAMES
-from coral.tensors.frameworks import numpy_dtype
+from coral.tensors.numpy import numpy_dtype
 from coral.verbs.merging.compare import measure
 from tests.inside_git.helpers import Project, safe, tensors, torch_file
 

@@ -18,7 +18,8 @@ from coral.errors import FormatError, UnsupportedValueError, UsageError
 from coral.format.dtypes import BITS, NUMPY_NAMES, byte_count
 from coral.integrations.torch import FRAMEWORK, model_to_weights
 from coral.integrations.torch.loading import plan_loading
-from coral.tensors.frameworks import NUMPY, Framework, framework, framework_of
+from coral.tensors.frameworks import Framework, framework_named, framework_of
+from coral.tensors.numpy import NUMPY
 
 
 def content(value: object, *, piece: int = 7) -> bytes:
@@ -153,7 +154,7 @@ def test_other_values_have_no_framework(value: object) -> None:
     with pytest.raises(UnsupportedValueError, match="not a tensor"):
         framework_of(value)
     with pytest.raises(UsageError, match="unknown framework"):
-        framework("tensorflow")
+        framework_named("tensorflow")
 
 
 @pytest.mark.parametrize("library", [NUMPY, FRAMEWORK], ids=["numpy", "torch"])

@@ -12,7 +12,7 @@ from coral.errors import FormatError, UsageError
 from coral.integrations.torch import generators, optimizers, tensors
 from coral.integrations.torch.loading import Stored, plan_loading
 from coral.integrations.torch.modules import model_to_weights, take_apart
-from coral.tensors.frameworks import check_view
+from coral.tensors.shapes import check_view
 
 if TYPE_CHECKING:
     from coral.containers.source import TensorSource

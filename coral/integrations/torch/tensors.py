@@ -13,7 +13,7 @@ import torch
 
 from coral.errors import UnsupportedValueError
 from coral.format.dtypes import byte_count
-from coral.tensors.frameworks import contiguous_stride, packed_shape
+from coral.tensors.shapes import contiguous_stride, packed_shape
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -9,7 +9,7 @@ import numpy as np
 
 from coral.format.dtypes import NUMPY_NAMES
 from coral.format.manifest import TensorRecord
-from coral.tensors.frameworks import numpy_dtype
+from coral.tensors.numpy import numpy_dtype
 from coral.verbs.merging.merge import Merge
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from coral.errors import CorruptionError
 from coral.format.chunking import cuts
 from coral.format.dtypes import NUMPY_NAMES
 from coral.format.manifest import Manifest, TensorRecord
-from coral.tensors.frameworks import numpy_dtype
+from coral.tensors.numpy import numpy_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
