@@ -27,8 +27,8 @@ from coral.storage.folder import Folder
 from coral.testing.disks import Interposed, Unsynced
 from coral.testing.trace import Kind
 from coral.verbs.inside_git.filter import GitFilter
-from coral.verbs.merging.average import average
 from coral.verbs.merging.merge import merge
+from coral.verbs.merging.rules import RULES, settle
 
 Told = tuple[object, ...]
 Tell = Callable[[Told], None]
@@ -225,7 +225,7 @@ def git_merge(project: Path, tell: Tell) -> None:
     base, ours, theirs = ({"base": weights(number)["base"]} for number in (800, 801, 802))
     texts = [files.clean("m.safetensors", _packets(safetensors.numpy.save(one))) for one in (base, ours, theirs)]
     files.finish()
-    merged = average(files.store, merge(*map(Manifest.from_bytes, texts)))
+    merged = settle(merge(*map(Manifest.from_bytes, texts)), RULES["average"], store=lambda: files.store)
     Folder(project / "merging").write("ours", merged.to_bytes())
     mean = (ours["base"].astype("<f8") / 2 + theirs["base"].astype("<f8") / 2).astype("<f4")
     tell(("manifest", safetensors.numpy.save({"base": mean}), (project / "merging" / "ours").read_bytes()))

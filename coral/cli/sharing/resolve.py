@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import click
 
@@ -12,22 +12,31 @@ from coral.cli.filtering import open_filter
 from coral.cli.look.output import count, json_option, print_json, print_table, shape
 from coral.cli.session import Session, pass_session
 from coral.errors import FormatError, NotFoundError, TensorNotFoundError, UsageError
+from coral.verbs.merging.rules import RULES, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from coral.format.manifest import Manifest
     from coral.verbs.inside_git.filter import GitFilter
     from coral.verbs.merging.merge import Merge
+    from coral.verbs.merging.rules import Rule
+
+_Command = TypeVar("_Command", bound="Callable[..., object]")
+
+
+def _rule_options(command: _Command) -> _Command:
+    """One option for each rule, in the order of the table."""
+    for rule in reversed(list(RULES.values())):
+        command = click.option(f"--{rule.name}", "rule", flag_value=rule.name, help=rule.help)(command)
+    return command
 
 
 @click.command()
 @click.argument("path", required=False, type=click.Path())
 @click.argument("names", nargs=-1, metavar="[TENSOR]...")
 @click.option("--list", "lists", is_flag=True, help="List the tensors that are not settled; the default.")
-@click.option("--ours", "rule", flag_value="ours", help="Take our version of them.")
-@click.option("--theirs", "rule", flag_value="theirs", help="Take their version of them.")
-@click.option("--average", "rule", flag_value="average", help="Take the mean of both versions.")
+@_rule_options
 @json_option
 @pass_session
 def command(
@@ -52,11 +61,20 @@ def command(
         _list_files(session, top, as_json=as_json)
         return
     name = _name_of(top, path)
-    merge = _read(top, name)
+    found = _read(top, name)
     if rule is None or lists:
-        _list_tensors(merge, names, as_json=as_json)
+        _list_tensors(found.merge, names, as_json=as_json)
         return
-    _settle(session, top, name, merge, rule, _matching(merge, names))
+    _settle(session, found, RULES[rule], _matching(found.merge, names))
+
+
+class _Unfinished(NamedTuple):
+    """A merge of a file, by its name from the top of the working tree; and what both sides come from, if git says."""
+
+    top: Path
+    name: str
+    merge: Merge
+    base: Manifest | None
 
 
 def _top() -> Path:
@@ -75,7 +93,7 @@ def _name_of(top: Path, path: str) -> str:
         raise UsageError(f"{path} is outside of the working tree {top}") from None
 
 
-def _read(top: Path, name: str) -> Merge:
+def _read(top: Path, name: str) -> _Unfinished:
     """The merge as far as it got: what the file says if coral wrote it, else git's three versions, by tensor."""
     from coral.git.unmerged import stages
     from coral.verbs.merging.merge import merge
@@ -85,14 +103,15 @@ def _read(top: Path, name: str) -> Merge:
     if not found:
         if written is None:
             raise NotFoundError(f"{name} has no conflict", hint="'coral resolve --list' lists the files that have one")
-        return written
+        return _Unfinished(top, name, written, None)
     versions = [_version(top, found.get(stage)) for stage in (1, 2, 3)]
     if versions[1] is None or versions[2] is None:
         raise UsageError(
             f"{name}: one side removed it, or it is no model there", hint="decide with 'git add' or 'git rm'"
         )
     whole = merge(versions[0], versions[1], versions[2])
-    return written if written is not None and set(written.conflicts) <= set(whole.conflicts) else whole
+    got = written if written is not None and set(written.conflicts) <= set(whole.conflicts) else whole
+    return _Unfinished(top, name, got, versions[0])
 
 
 def _written(path: Path) -> Merge | None:
@@ -127,19 +146,14 @@ def _matching(merge: Merge, patterns: Sequence[str]) -> list[str]:
     return wanted if patterns else list(conflicts)
 
 
-def _settle(session: Session, top: Path, name: str, merge: Merge, rule: str, wanted: list[str]) -> None:
-    opened = open_filter(top)
-    if rule == "average":
-        from coral.verbs.merging.average import average
-
-        settled = average(opened.store, merge, wanted)
-    else:
-        settled = merge.take(rule, wanted)
+def _settle(session: Session, unfinished: _Unfinished, rule: Rule, wanted: list[str]) -> None:
+    opened, name = open_filter(unfinished.top), unfinished.name
+    settled = settle(unfinished.merge, rule, store=lambda: opened.store, base=unfinished.base, names=wanted)
     stay = [one for one in wanted if one in settled.conflicts]
     _write(opened, name, settled)
     session.say(f"{name}: {count(len(wanted) - len(stay), 'conflict')} settled, {len(settled.conflicts)} left")
     if stay:
-        raise UsageError(f"{', '.join(stay[:5])}: there is no mean of these", hint="take --ours or --theirs for them")
+        raise UsageError(f"{', '.join(stay[:5])}: {rule.why_not}", hint="take --ours or --theirs for them")
     if not settled.conflicts:
         session.advise(f"'git add {name}' concludes it")
 
@@ -158,7 +172,7 @@ def _list_files(session: Session, top: Path, *, as_json: bool) -> None:
     found = {}
     for name in sorted(stages(top)):
         try:
-            found[name] = list(_read(top, name).conflicts)
+            found[name] = list(_read(top, name).merge.conflicts)
         except (UsageError, FormatError):
             continue  # not a model, or one that a side removed
     if as_json:

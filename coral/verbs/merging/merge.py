@@ -7,9 +7,9 @@ markers around each difference, so that people read it, and git keeps it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from coral.errors import FormatError
 from coral.format.manifest import SKELETON_NAME, Manifest, Skeleton, TensorRecord
@@ -19,9 +19,22 @@ _MARKER = re.compile(rb"(<{7,}|\|{7,}|={7,}|>{7,})(?: [^\t]*)?")
 _SIDES = {b"<": "ours", b"|": "base", b"=": "theirs", b">": ""}
 MARKER_SIZE = 7
 
+Side = Literal["ours", "theirs"]
+
+Read = Callable[[TensorRecord], Iterator[memoryview]]
+"""Yields the bytes of a tensor, chunk by chunk."""
+
 Metadata = tuple[tuple[str, str], ...]
 _Frame = tuple[str, Skeleton | None, Metadata | None]
 """What a file is besides its tensors; metadata only where a skeleton repeats it."""
+
+
+class Versions(NamedTuple):
+    """A tensor in what both sides come from, and in each of them; None where it is not."""
+
+    base: TensorRecord | None
+    ours: TensorRecord | None
+    theirs: TensorRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +59,12 @@ class Merge:
     def _frames_differ(self) -> bool:
         return _head(self.ours) != _head(self.theirs)
 
-    def take(self, side: str, names: Iterable[str] | None = None) -> Merge:
+    def versions(self, name: str, base: Manifest | None = None) -> Versions:
+        """What each side, and what they come from, says of a tensor."""
+        sides = (base, self.ours, self.theirs)
+        return Versions(*(one[name] if one is not None and name in one else None for one in sides))
+
+    def take(self, side: Side, names: Iterable[str] | None = None) -> Merge:
         """Settle conflicts for one side.
 
         Args:
