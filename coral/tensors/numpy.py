@@ -124,7 +124,9 @@ class NumpyFramework:
         flat = tensor.reshape(-1)
         steps = check_view(flat.size, shape, stride, offset)
         strides = tuple(step * flat.itemsize for step in steps)
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, strides)
+        # As unsigned integers: numpy does not know the smallest floats by their own name.
+        carrier = flat.view(f"u{flat.itemsize}")[offset:]
+        return np.lib.stride_tricks.as_strided(carrier, shape, strides).view(flat.dtype)
 
     def not_exact(self, value: object) -> str | None:
         """Of what is no plain array, or has its bytes in the other order, what it would come back as."""
