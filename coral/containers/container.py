@@ -128,20 +128,19 @@ def begins_with_its_index(head: bytes) -> bool:
     return all(container.traits.flows for container in CONTAINERS if container.recognises(head[:HEAD_BYTES]))
 
 
-def take_apart(data: FileRange, promise: Promise | None, containers: tuple[Container, ...] = CONTAINERS) -> Parsed:
+def take_apart(data: FileRange, promise: Promise | None, *, among: tuple[Container, ...] = CONTAINERS) -> Parsed:
     """A file's tensors and the rest, by the first container that can say.
 
     Args:
         promise: of the file's name.
-        containers: those to ask, the last of which takes whatever it is.
+        among: those to ask, the last of which takes whatever it is.
 
     Raises:
         FormatError: it is malformed, or cut short, and its name promises that it is not.
     """
     head = data.read(0, HEAD_BYTES)
     why = "no known container"
-    *_, last = containers
-    for container in containers:
+    for container in among:
         # Other formats may look like one; only the name makes it a promise that is broken.
         is_promised = promise is not None and promise.refuses_malformed and promise in container.promises.values()
         is_archive = head.startswith(zips.MEMBER_SIGNATURE)
@@ -156,5 +155,7 @@ def take_apart(data: FileRange, promise: Promise | None, containers: tuple[Conta
             why = str(error)
             continue
         if found is not None:
-            return found if container is not last else found._replace(reason=promises.why_whole(data, promise, why))
+            return (
+                found if container is not among[-1] else found._replace(reason=promises.why_whole(data, promise, why))
+            )
     raise AssertionError("the last container takes any file")

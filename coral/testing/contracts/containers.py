@@ -7,6 +7,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,7 @@ LEAST_LARGE: Final = 4 << 20
 _AROUND = 1 << 20
 _MOST_MEMORY = 64 << 20
 _MOST_SECONDS = 10.0
-_TRIES = 300
+_TRIES = 120
 
 
 class Memory:
@@ -237,7 +238,7 @@ class ContainerContract:
         for suffix, promise in container.promises.items():
             assert suffix == suffix.lower() and suffix.startswith("."), suffix
             for name, data in files.items():
-                whole = take_apart(_range(data), promise, (container, OPAQUE))
+                whole = take_apart(_range(data), promise, among=(container, OPAQUE))
                 assert (whole.container, whole.reason) == (container.name, ""), f"{name} under {suffix}"
                 cut = _parsed_or_none(container, data[: len(data) // 2])
                 if promise.has_tensors and cut is None:
@@ -245,7 +246,7 @@ class ContainerContract:
 
     def _is_told(self, container: Container, data: bytes, suffix: str) -> None:
         try:
-            found = take_apart(_range(data), container.promises[suffix], (container, OPAQUE))
+            found = take_apart(_range(data), container.promises[suffix], among=(container, OPAQUE))
         except FormatError:
             return
         assert found.reason, f"half a file is kept in silence under {suffix}"
@@ -259,21 +260,18 @@ class ContainerContract:
                 container.views(kept(parsed)[0], parsed.read_skeleton())
 
 
-class _bounded:
-    """Fails what takes long, or much memory."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        tracemalloc.start()
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
+@contextmanager
+def _bounded(what: str) -> Iterator[None]:
+    """Fail what takes long, or much memory."""
+    tracemalloc.start()
+    began = time.monotonic()
+    try:
+        yield
         peak = tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-        assert peak < _MOST_MEMORY, f"{self._what}: {peak:,} bytes of memory"
-        assert time.monotonic() - self._began < _MOST_SECONDS, f"{self._what}: takes too long"
+    assert peak < _MOST_MEMORY, f"{what}: {peak:,} bytes of memory"
+    assert time.monotonic() - began < _MOST_SECONDS, f"{what}: takes too long"
 
 
 def _range(data: bytes) -> FileRange:
