@@ -268,7 +268,6 @@ class _Index:
 
     def _skip_strings(self, count: int) -> None:
         """Pass over a vocabulary, which is most of an index."""
-        self._check_room(count * 8)
         head, at, size, unpack = self._head, self._at, len(self._head), struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > size:

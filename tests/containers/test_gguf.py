@@ -13,7 +13,7 @@ from coral.containers.file import NotThisError
 from coral.containers.gguf import Gguf
 from coral.containers.source import FileRange
 from coral.errors import FormatError
-from tests.containers.helpers import gguf, roundtrip, text
+from tests.containers.helpers import gguf, kept, rebuilt, roundtrip, text
 
 FLOATS = (0, (3, 2), struct.pack("<6f", *range(6)))
 BLOCKS = (12, (512, 3), bytes(range(144)) * 6)
@@ -108,6 +108,17 @@ def test_a_file_that_is_cut_short_is_refused() -> None:
         with pytest.raises(FormatError, match="cut short") as caught:
             _parsed(PLAIN[:length])
         assert "--opaque" in (caught.value.hint or "")
+
+
+def test_a_skeleton_that_is_cut_is_refused() -> None:
+    """What stands between tensors is not left out of a file in silence."""
+    parsed = _parsed(gguf({"a": FLOATS, "b": FLOATS}, pad=b"\7"))
+    manifest, contents = kept(parsed)
+    assert parsed.skeleton is not None
+    rebuilt(manifest, parsed.skeleton, contents)
+    for length in range(len(parsed.skeleton) - 8):  # of which the last 8 stand behind all tensors
+        with pytest.raises(FormatError):
+            rebuilt(manifest, parsed.skeleton[:length], contents)
 
 
 def test_padding_at_the_end_may_be_missing() -> None:
