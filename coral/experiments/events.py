@@ -15,7 +15,6 @@ from coral.experiments.experiment import (
     ParameterChange,
     from_ms,
 )
-from coral.experiments.local.journal import Event
 from coral.experiments.scalars import (
     LAST_MS,
     MAX_BYTES,
@@ -30,6 +29,8 @@ from coral.experiments.scalars import (
 )
 from coral.format.names import check_part_name
 from coral.ids import is_content_ref
+
+Event = dict[str, Json]
 
 MAX_RUN_BYTES = 2 * MAX_BYTES
 """How many bytes of JSON all changes of a run's parameters may have: its file holds them, and what came of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from typing import Literal, Protocol, overload
 
 from coral.errors import ExperimentNotFoundError, UsageError
 from coral.experiments.columns import History, Mode, Series
-from coral.experiments.scalars import Json, number, whole
+from coral.experiments.scalars import Json, number, stored, tagged, whole
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
 
+ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
+"""What every run's id is made of."""
 MODES: dict[str, Mode] = {"min": "min", "max": "max"}
 LinkKind = Literal["exact", "inferred", "before", "run"]
 Owner = Literal["process", "shell"]
@@ -369,9 +372,52 @@ class Experiment:
 
     def to_dict(self, *, history: bool = False) -> dict[str, Json]:
         """The run as JSON-able data; with ``history``, every point too."""
-        from coral.experiments.local.record import to_dict
-
-        return to_dict(self, history=history)
+        result: dict[str, Json] = {
+            "experiment_id": self.experiment_id,
+            "name": self.name,
+            "description": self.description,
+            "status": str(self.status),
+            "created_at": _iso(self.created_at),
+            "started_at": _iso(self.started_at),
+            "ended_at": _iso(self.ended_at),
+            "params": stored(self.params),
+            "tags": list(self.tags),
+            "commit_hash": self.commit_hash,
+            "branch": self.branch,
+            "parent_experiment": self.parent_experiment,
+            "notes": self.notes,
+            "group": self.group,
+            "labels": dict(self.labels),
+            "objective": dict(self.objective),
+            "failure": self.failure,
+            "artifacts": [
+                {
+                    "name": one.name,
+                    "kind": one.kind,
+                    "nbytes": one.nbytes,
+                    "ref": one.ref,
+                    "timestamp": _iso(one.timestamp),
+                }
+                for one in self.artifacts
+            ],
+            "commits": [
+                {
+                    "commit_hash": one.commit_hash,
+                    "step": one.step,
+                    "metrics": {name: tagged(value) for name, value in one.metrics.items()},
+                    "timestamp": _iso(one.timestamp),
+                    "after": one.after,
+                }
+                for one in self.commits
+            ],
+            "start_commit": self.start_commit,
+            "code": self.code,
+            "environment": dict(self.environment),
+            "dropped_points": self.dropped_points,
+        }
+        if history:
+            result["metrics"] = [_point_to_json(point) for point in self.metrics]
+        return result
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.experiment_id} {self.name!r} {self.status}>"
@@ -397,3 +443,13 @@ def checked_mode(metric: str, mode: str | None, objective: Mapping[str, Mode]) -
             hint=f"say mode='min' or mode='max', or declare it: start(objective={{{metric!r}: 'min'}})",
         )
     raise UsageError(f"mode {chosen!r} is neither 'min' nor 'max'")
+
+
+def _point_to_json(point: ExperimentMetric) -> Json:
+    data: dict[str, Json] = {"name": point.name, "value": tagged(point.value), "step": point.step}
+    data["timestamp"] = _iso(point.timestamp)
+    return {**data, "metadata": dict(point.metadata)} if point.metadata else data
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else aware(time).isoformat(timespec="milliseconds")

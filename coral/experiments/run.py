@@ -14,7 +14,7 @@ from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings
 from coral.experiments.columns import History, Mode
-from coral.experiments.events import Fold, artifact
+from coral.experiments.events import Event, Fold, artifact
 from coral.experiments.experiment import (
     Artifact,
     Experiment,
@@ -25,7 +25,6 @@ from coral.experiments.experiment import (
     now,
     to_ms,
 )
-from coral.experiments.local.journal import Event
 from coral.experiments.redaction import redact_params, redact_text
 from coral.experiments.scalars import (
     MAX_NAME,

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from coral.experiments.columns import History, Mode
+from coral.experiments.events import Event
 from coral.experiments.experiment import Experiment, ExperimentStatus, LinkKind
-from coral.experiments.local.journal import Event
 from coral.experiments.scalars import Json
 
 

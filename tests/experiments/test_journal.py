@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.experiments.columns import History
-from coral.experiments.events import Fold
+from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import Experiment
-from coral.experiments.local.journal import Event, JournalReader, damaged, decode, encode, line
+from coral.experiments.local.journal import JournalReader, damaged, decode, encode, line
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 EVENTS = st.lists(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pygit2
 
+from coral.experiments.events import Event
 from coral.experiments.local import journal
-from coral.experiments.local.journal import Event
 from coral.format.index import PackIndex
 from coral.format.index import build as build_index
 from coral.history import libgit, refs

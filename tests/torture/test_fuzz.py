@@ -311,7 +311,7 @@ def _read_run(data: bytes) -> None:
     history = records.decode_history(data, "x")
     len(list(history.points())), [series.times and series.steps for series in history.series.values()]
     if fields is not None:
-        records.to_dict(records.decode(fields, lambda: history, "x").experiment, history=True)
+        records.decode(fields, lambda: history, "x").experiment.to_dict(history=True)
     try:
         records.summaries([data.partition(b"\n")[0] + b"\n"])
     except CoralError:

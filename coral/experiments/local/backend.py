@@ -28,8 +28,9 @@ from coral.errors import (
     UsageError,
 )
 from coral.experiments.columns import History, Mode
-from coral.experiments.events import Fold
+from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import (
+    ID,
     ArtifactStore,
     Experiment,
     Metrics,
@@ -38,8 +39,8 @@ from coral.experiments.experiment import (
 )
 from coral.experiments.links import link_of, own_commit
 from coral.experiments.local import liveness
-from coral.experiments.local.index import ID, Index
-from coral.experiments.local.journal import Event, JournalReader, decode
+from coral.experiments.local.index import Index
+from coral.experiments.local.journal import JournalReader, decode
 from coral.experiments.local.record import SUMMARY, Record, decode_history, encode, head
 from coral.experiments.local.record import decode as decode_record
 from coral.experiments.local.sink import Sink

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, ExperimentNotFoundError
+from coral.experiments.experiment import ID
 from coral.experiments.local.backend import LocalBackend
-from coral.experiments.local.index import ID
 from coral.format.contents import RUNS
 
 if TYPE_CHECKING:

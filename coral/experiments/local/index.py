@@ -26,7 +26,6 @@ from coral.storage.bounded import read_bounded
 from coral.storage.folder import Folder
 
 CACHE_KEY = "cache/experiments.index"
-ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 _FILES = re.compile(r"\0([0-9a-f]{12})\.json(?=\0)", re.ASCII)
 _BATCH = 32
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -28,10 +28,9 @@ from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import BinaryIO
 
+from coral.experiments.events import Event
 from coral.experiments.scalars import Json
 from coral.ids import checksum
-
-Event = dict[str, Json]
 
 _LINE = re.compile(rb"^([0-9a-f]{16}) (\{.*\})$\n?", re.MULTILINE)
 # Events die young when they come in blocks; a million dicts at once would have the collector walk them all.

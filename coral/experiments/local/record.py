@@ -31,14 +31,12 @@ from coral.experiments.columns import History, Mode, Series
 from coral.experiments.events import artifact, objective
 from coral.experiments.experiment import (
     Experiment,
-    ExperimentMetric,
     ExperimentStatus,
     LinkedCommit,
     LinkKind,
     Metrics,
     Owner,
     ParameterChange,
-    aware,
     from_ms,
     to_ms,
 )
@@ -148,7 +146,7 @@ def _fields(record: Record, history: History) -> dict[str, Json]:
     run, who = record.experiment, record.identity
     links = best_links(run, history) or record.links
     return {
-        **to_dict(run),
+        **run.to_dict(),
         "artifacts": [
             {"name": one.name, "kind": one.kind, "nbytes": one.nbytes, "ref": one.ref, "t": to_ms(one.timestamp)}
             for one in run.artifacts
@@ -162,56 +160,6 @@ def _fields(record: Record, history: History) -> dict[str, Json]:
     }
 
 
-def to_dict(run: Experiment, *, history: bool = False) -> dict[str, Json]:
-    """A run as JSON-able data, with ISO times; with ``history``, every point too."""
-    result: dict[str, Json] = {
-        "experiment_id": run.experiment_id,
-        "name": run.name,
-        "description": run.description,
-        "status": str(run.status),
-        "created_at": _iso(run.created_at),
-        "started_at": _iso(run.started_at),
-        "ended_at": _iso(run.ended_at),
-        "params": stored(run.params),
-        "tags": list(run.tags),
-        "commit_hash": run.commit_hash,
-        "branch": run.branch,
-        "parent_experiment": run.parent_experiment,
-        "notes": run.notes,
-        "group": run.group,
-        "labels": dict(run.labels),
-        "objective": dict(run.objective),
-        "failure": run.failure,
-        "artifacts": [
-            {"name": one.name, "kind": one.kind, "nbytes": one.nbytes, "ref": one.ref, "timestamp": _iso(one.timestamp)}
-            for one in run.artifacts
-        ],
-        "commits": [
-            {
-                "commit_hash": one.commit_hash,
-                "step": one.step,
-                "metrics": {name: tagged(value) for name, value in one.metrics.items()},
-                "timestamp": _iso(one.timestamp),
-                "after": one.after,
-            }
-            for one in run.commits
-        ],
-        "start_commit": run.start_commit,
-        "code": run.code,
-        "environment": dict(run.environment),
-        "dropped_points": run.dropped_points,
-    }
-    if history:
-        result["metrics"] = [_point_to_json(point) for point in run.metrics]
-    return result
-
-
-def _point_to_json(point: ExperimentMetric) -> Json:
-    data: dict[str, Json] = {"name": point.name, "value": tagged(point.value), "step": point.step}
-    data["timestamp"] = _iso(point.timestamp)
-    return {**data, "metadata": dict(point.metadata)} if point.metadata else data
-
-
 def _commit_to_json(commit: LinkedCommit) -> Json:
     return {
         "hash": commit.commit_hash,
@@ -220,10 +168,6 @@ def _commit_to_json(commit: LinkedCommit) -> Json:
         "t": to_ms(commit.timestamp),
         "after": commit.after,
     }
-
-
-def _iso(time: datetime | None) -> str | None:
-    return None if time is None else aware(time).isoformat(timespec="milliseconds")
 
 
 def _text(data: Json) -> str:
