@@ -1,9 +1,15 @@
-"""What each journal event does to a run: the one place where events become an Experiment."""
+"""The language of experiments: what can happen to a run, and the one place where events become an Experiment.
+
+An event is JSON: its kind ``e``, its time ``t`` (milliseconds since 1970, UTC), and the fields of its kind. The table
+:data:`KINDS` at the end of this file says what each kind has and does; nobody else writes one down. A constructor makes
+an event without its time, which whoever records it adds with :func:`at`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from coral.experiments.columns import History, Mode
 from coral.experiments.experiment import (
@@ -25,6 +31,7 @@ from coral.experiments.scalars import (
     merge,
     shown,
     stored,
+    tagged,
     untagged,
 )
 from coral.format.names import check_part_name
@@ -34,6 +41,65 @@ Event = dict[str, Json]
 
 MAX_RUN_BYTES = 2 * MAX_BYTES
 """How many bytes of JSON all changes of a run's parameters may have: its file holds them, and what came of them."""
+
+_POINTS = "m"
+
+
+def at(event: Mapping[str, Json], time_ms: int) -> Event:
+    """An event at its time; one that has a time keeps it."""
+    return {"e": event["e"], "t": time_ms, **event}
+
+
+def is_points(event: Mapping[str, Json]) -> bool:
+    """Whether it says points of metrics, of which there are many, and not something that is said once."""
+    return event["e"] == _POINTS
+
+
+# -- one constructor a kind
+
+
+def points(values: Mapping[str, float], step: int | None, metadata: dict[str, Json] | None = None) -> Event:
+    """A point of each metric."""
+    event: Event = {"e": _POINTS}
+    if step is not None:
+        event["s"] = step
+    event["v"] = {name: tagged(value) for name, value in values.items()}
+    if metadata:
+        event["d"] = metadata
+    return event
+
+
+def params(change: dict[str, Json]) -> Event:
+    """Parameters, laid over those before."""
+    return {"e": "p", "v": change}
+
+
+def settings(**fields: Json) -> Event:
+    """Tags, labels, notes, an objective; see the table."""
+    return {"e": "set", "v": fields}
+
+
+def artifact(name: str, kind: str, nbytes: int, ref: str) -> Event:
+    """An artifact whose bytes are stored."""
+    return {"e": "a", "v": {"name": name, "kind": kind, "nbytes": nbytes, "ref": ref}}
+
+
+def commit(commit_hash: str, step: int | None, metrics: Mapping[str, float]) -> Event:
+    """A commit that was made."""
+    return {"e": "c", "hash": commit_hash, "step": step, "metrics": {n: tagged(value) for n, value in metrics.items()}}
+
+
+def dropped(count: int) -> Event:
+    """Points that could not be kept."""
+    return {"e": "drop", "n": count}
+
+
+def end(status: ExperimentStatus, failure: dict[str, Json] | None = None, commit_hash: str | None = None) -> Event:
+    """The end."""
+    return {"e": "end", "status": str(status), "failure": failure, "commit": commit_hash}
+
+
+# -- what they do
 
 
 class Fold:
@@ -65,13 +131,11 @@ class Fold:
         if not isinstance(time_ms, int) or not 0 <= time_ms <= LAST_MS:
             raise ValueError("an event's time is not one of the calendar")
         kind = event["e"]
-        if kind == "m":
-            self._metrics(event, time_ms)
-        elif kind in _HANDLERS:
-            _HANDLERS[str(kind)](self, event, time_ms)
+        if kind in KINDS:
+            KINDS[str(kind)].apply(self, event, time_ms)
         self.last_ms = time_ms
 
-    def _metrics(self, event: Event, time_ms: int) -> None:
+    def _points(self, event: Event, time_ms: int) -> None:
         step, metadata = event.get("s"), event.get("d")
         if step.__class__ is not int or abs(step) > MAX_STEP:
             step = _step(step)
@@ -99,7 +163,7 @@ class Fold:
         gone = set(map(str, _list(fields.get("remove_tags", []))))
         added = map(str, _list(fields.get("add_tags", [])))
         labels = {**run.labels, **_object(fields.get("labels", {}))}
-        declared = objective(fields.get("objective", {}))
+        declared = read_objective(fields.get("objective", {}))
         run.tags = [tag for tag in dict.fromkeys([*run.tags, *added]) if tag not in gone]
         run.labels = {key: str(value) for key, value in labels.items() if value is not None}
         run.objective = {**run.objective, **declared}
@@ -107,17 +171,17 @@ class Fold:
             run.notes = None if fields["notes"] is None else str(fields["notes"])
 
     def _artifact(self, event: Event, time_ms: int) -> None:
-        self.experiment.artifacts.append(artifact({**_object(event["v"]), "t": time_ms}))
+        self.experiment.artifacts.append(read_artifact({**_object(event["v"]), "t": time_ms}))
 
     def _commit(self, event: Event, time_ms: int) -> None:
-        commit = str(event["hash"])
+        commit_hash = str(event["hash"])
         metrics = {name: untagged(value) for name, value in _object(event.get("metrics") or {}).items()}
         step = _step(event.get("step"))
         for name, value in metrics.items():
             self._metric_of_commit(name, value, step, time_ms)
-        linked = LinkedCommit(commit, step, metrics, from_ms(time_ms), len(self.history))
+        linked = LinkedCommit(commit_hash, step, metrics, from_ms(time_ms), len(self.history))
         self.experiment.commits.append(linked)
-        self.experiment.commit_hash = commit
+        self.experiment.commit_hash = commit_hash
 
     def _metric_of_commit(self, name: str, value: float, step: int | None, time_ms: int) -> None:
         # commit(metrics=...) logs them, unless the loop has just done so itself.
@@ -140,21 +204,11 @@ class Fold:
         self.ended = True
 
 
-_HANDLERS = {
-    "p": Fold._params,
-    "set": Fold._set,
-    "a": Fold._artifact,
-    "c": Fold._commit,
-    "drop": Fold._dropped,
-    "end": Fold._end,
-}
-
-
 def _size(change: ParameterChange) -> int:
     return len(json.dumps(change.params))
 
 
-def objective(data: Json) -> dict[str, Mode]:
+def read_objective(data: Json) -> dict[str, Mode]:
     """A declared objective. Raises ValueError, KeyError for a direction that is neither ``min`` nor ``max``."""
     result: dict[str, Mode] = {}
     for name, mode in _object(data).items():
@@ -162,7 +216,7 @@ def objective(data: Json) -> dict[str, Mode]:
     return result
 
 
-def artifact(data: dict[str, Json]) -> Artifact:
+def read_artifact(data: dict[str, Json]) -> Artifact:
     """An artifact from its fields. Raises ValueError, among others for a name that leads out of a folder; KeyError."""
     nbytes, time_ms, name = data["nbytes"], data["t"], check_part_name(str(data["name"]))
     if type(nbytes) is not int or nbytes < 0 or type(time_ms) is not int or not is_content_ref(str(data["ref"])):
@@ -186,3 +240,43 @@ def _step(data: Json) -> int | None:
     if data is not None and (not isinstance(data, int) or abs(data) > MAX_STEP):
         raise ValueError("a step is not a whole number of 64 bits")
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of event: what it tells, what each of its fields says, and what it does to a run."""
+
+    tells: str
+    fields: Mapping[str, str]
+    apply: Callable[[Fold, Event, int], None]
+
+
+KINDS: dict[str, Kind] = {
+    _POINTS: Kind(
+        "points of metrics",
+        {"v": "name to value, NaN and infinities by name", "s": "step (absent: none)", "d": "metadata (absent: none)"},
+        Fold._points,
+    ),
+    "p": Kind("parameters", {"v": "what is laid over those before"}, Fold._params),
+    "set": Kind(
+        "what is said of the run",
+        {"v": "any of add_tags, remove_tags, labels (laid over; null removes one), objective (laid over), notes"},
+        Fold._set,
+    ),
+    "a": Kind("an artifact", {"v": "name, kind, nbytes, ref"}, Fold._artifact),
+    "c": Kind(
+        "a commit",
+        {
+            "hash": "the commit",
+            "step": "what it was made for (null: unsaid)",
+            "metrics": "what was said of it, as in m",
+        },
+        Fold._commit,
+    ),
+    "drop": Kind("points that a full disk made coral drop", {"n": "how many"}, Fold._dropped),
+    "end": Kind(
+        "the end",
+        {"status": "how", "failure": "why, where it failed", "commit": "the commit it came to (null: the last one)"},
+        Fold._end,
+    ),
+}

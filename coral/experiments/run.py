@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self
 
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
-from coral.experiments import artifacts, endings
+from coral.experiments import artifacts, endings, events
 from coral.experiments.columns import History, Mode
-from coral.experiments.events import Event, Fold, artifact
+from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import (
     Artifact,
     Experiment,
@@ -22,6 +22,7 @@ from coral.experiments.experiment import (
     Metrics,
     as_status,
     checked_mode,
+    from_ms,
     now,
     to_ms,
 )
@@ -36,7 +37,6 @@ from coral.experiments.scalars import (
     named,
     number,
     plain,
-    tagged,
     text,
     whole,
 )
@@ -139,21 +139,17 @@ class Run(Live, Experiment):
         metadata: Mapping[str, object] | None = None,
     ) -> None:
         """Log several metrics at once; see :meth:`log`."""
-        event: Event = {"e": "m"}
         at = whole(step)
-        if at is not None:
-            event["s"] = at
         if not isinstance(metrics, Mapping):
             raise UsageError(f"metrics are a mapping of names to numbers, not {class_name(metrics)}")
-        event["v"] = {metric_name(name): tagged(number(name, value)) for name, value in metrics.items()}
-        if metadata:
-            event["d"] = as_params(metadata)
-        if metrics:
+        values = {metric_name(name): number(name, value) for name, value in metrics.items()}
+        event = events.points(values, at, as_params(metadata) if metadata else None)
+        if values:
             self._open().append(event)
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Lay parameters over those there are; nested ones key by key. Each change is remembered."""
-        self._record({"e": "p", "v": as_params(params)})
+        self._record(events.params(as_params(params)))
 
     def add_tags(self, tags: Iterable[str]) -> None:
         """Add tags; of a mapping, each key and value is a label, as by :meth:`set_labels`."""
@@ -229,8 +225,9 @@ class Run(Live, Experiment):
             except (CoralError, OSError) as error:
                 threads.warn(f"artifact {content.name} is not kept: {error}")
                 return None
-            kept: Event = {"name": content.name, "kind": content.kind, "nbytes": len(content.data), "ref": ref}
-            return artifact({**kept, "t": self._record({"e": "a", "v": kept}, holding=holding)})
+            event = events.artifact(content.name, content.kind, len(content.data), ref)
+            time_ms = self._record(event, holding=holding)
+            return Artifact(content.name, content.kind, len(content.data), ref, from_ms(time_ms))
 
     # -- ending
 
@@ -318,9 +315,8 @@ class Run(Live, Experiment):
             if pinned is not None and all(commit.commit_hash != pinned for commit in self.commits):
                 self._link(self.repo.history.commit(pinned))
             failure = redact_params({**failure}) if failure else None
-            event: Event = {"e": "end", "status": str(status), "failure": failure, "commit": pinned}
             try:
-                kept = sink.finish(event)
+                kept = sink.finish(events.end(status, failure, pinned))
             finally:
                 self._is_ending = False
                 self._let_go()
@@ -372,14 +368,13 @@ class Run(Live, Experiment):
             threads.warn(text)
 
     def _link(self, commit: Commit) -> None:
-        metrics: dict[str, Json] = {name: tagged(float(value)) for name, value in commit.metrics.items()}
-        event: Event = {"e": "c", "hash": commit.commit_hash, "step": commit.step, "metrics": metrics}
-        self._record(event, durable=True)
+        metrics = {name: float(value) for name, value in commit.metrics.items()}
+        self._record(events.commit(commit.commit_hash, commit.step, metrics), durable=True)
 
     # -- inside
 
     def _set(self, name: str, value: Json) -> None:
-        self._record({"e": "set", "v": {name: value}})
+        self._record(events.settings(**{name: value}))
 
     @threads.uninterrupted
     def _record(self, event: Event, *, durable: bool = False, holding: contextlib.ExitStack | None = None) -> int:
@@ -387,7 +382,7 @@ class Run(Live, Experiment):
         # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).
         self._open().append(event, durable=durable, holding=holding)
         time_ms = to_ms(now())
-        self._unfolded.append({"t": time_ms, **event})
+        self._unfolded.append(events.at(event, time_ms))
         # Nobody waits for long: who holds it folds this one, too, and may be what this call is on top of.
         while self._unfolded and self._changing.acquire(timeout=_FOLDING_SECONDS):
             try:

@@ -19,8 +19,7 @@ from coral import forks, threads
 from coral.errors import ConflictError, CoralError, CorruptionError, ExperimentNotFoundError, UsageError
 from coral.experiments import branches, endings
 from coral.experiments.columns import Mode
-from coral.experiments.events import MAX_RUN_BYTES
-from coral.experiments.events import objective as checked_objective
+from coral.experiments.events import MAX_RUN_BYTES, read_objective
 from coral.experiments.experiment import (
     Artifact,
     Experiment,
@@ -114,7 +113,7 @@ class ExperimentTracker(Live):
         run.group = _group(group)
         run.description, run.notes = as_text(description, "description"), as_text(notes, "notes")
         run.labels = {key: str(value) for key, value in as_labels(labels).items()}
-        run.objective = checked_objective(as_objective({} if objective is None else objective))
+        run.objective = read_objective(as_objective({} if objective is None else objective))
         return self._start(lambda: self._begin(run, None))
 
     run = start  # reads better in ``with tracker.run("name") as run:``

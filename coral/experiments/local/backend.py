@@ -27,12 +27,14 @@ from coral.errors import (
     StorageError,
     UsageError,
 )
+from coral.experiments import events
 from coral.experiments.columns import History, Mode
 from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import (
     ID,
     ArtifactStore,
     Experiment,
+    ExperimentStatus,
     Metrics,
     checked_mode,
     to_ms,
@@ -70,8 +72,8 @@ class _Journaled:
 
     def refresh(self) -> None:
         """Read what was appended meanwhile. Raises FileNotFoundError when the journal is gone."""
-        for events in self._reader.read():
-            self.fold.apply_all(events)
+        for block in self._reader.read():
+            self.fold.apply_all(block)
         lost = self._reader.damaged - self._lost
         if lost > 0:
             self._lost += lost
@@ -489,7 +491,7 @@ class LocalBackend:
         run = live.record.experiment
         last = live.fold.last_ms or to_ms(run.created_at)
         failure: dict[str, Json] = {"kind": "lost", "message": "its process died without ending it"}
-        live.fold.apply({"e": "end", "t": last, "status": "failed", "failure": failure})
+        live.fold.apply(events.at(events.end(ExperimentStatus.FAILED, failure), last))
 
     def _fold(self, live: _Journaled) -> Experiment:
         """Publish a run that has ended, and drop its journal and lock. Call it under the lock."""

@@ -4,17 +4,7 @@ A line counts when its checksum is right, and is skipped when not; so a journal 
 events before the cut. A line break stands *before* each line, so that one torn by a full disk costs itself only, and
 one *after* it, so that the last one is known to be whole: see :func:`damaged`.
 
-Events have ``e`` (kind) and ``t`` (milliseconds since 1970, UTC):
-
-=========  ==========================================================================================
-``m``      metrics: ``v`` name to value, ``s`` step (absent: none), ``d`` metadata (absent: none)
-``p``      parameters: ``v`` laid over those before
-``set``    ``v`` with any of add_tags, remove_tags, labels (laid over; null removes one), objective (laid over), notes
-``a``      an artifact: ``v``
-``c``      a commit: ``hash``, ``step``, ``metrics``
-``drop``   ``n`` points that a full disk made coral drop
-``end``    ``status``, ``failure``, ``commit``
-=========  ==========================================================================================
+What an event says stands in :mod:`coral.experiments.events`.
 """
 
 from __future__ import annotations

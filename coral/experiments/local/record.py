@@ -28,7 +28,7 @@ from datetime import datetime
 
 from coral.errors import CorruptionError, VersionError
 from coral.experiments.columns import History, Mode, Series
-from coral.experiments.events import artifact, objective
+from coral.experiments.events import read_artifact, read_objective
 from coral.experiments.experiment import (
     Experiment,
     ExperimentStatus,
@@ -305,9 +305,9 @@ def _decode(data: dict[str, Json], load: Callable[[], History]) -> Record:
         notes=_string(data["notes"]),
         group=_string(data["group"]),
         labels={key: str(value) for key, value in _dict(data["labels"]).items()},
-        objective=objective(data["objective"]),
+        objective=read_objective(data["objective"]),
         failure=_dict(data["failure"]) if data["failure"] is not None else None,
-        artifacts=[artifact(_dict(one)) for one in _items(data["artifacts"])],
+        artifacts=[read_artifact(_dict(one)) for one in _items(data["artifacts"])],
         commits=[_commit_from_json(_dict(one)) for one in _items(data["commits"])],
         start_commit=_string(data["start_commit"]),
         code=_dict(data["code"]) if data["code"] is not None else None,

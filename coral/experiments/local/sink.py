@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from coral import forks, pool, threads
 from coral.errors import ConflictError, CoralError
+from coral.experiments import events
 from coral.experiments.local.journal import encode, line, quote
 from coral.experiments.scalars import Json, metric_name, tagged
 from coral.verbs import signals
@@ -123,11 +124,11 @@ class Sink:
     ) -> None:
         """Record an event at the current time; see ``backend.RunSink``."""
         now = self._clock()
-        data = encode({"e": event["e"], "t": int(now * 1000), **event})
+        data = encode(events.at(event, int(now * 1000)))
         try:
             self._write(data)
         except _REFUSED as error:
-            self._refused(error, event["e"] == "m", data, holding)
+            self._refused(error, events.is_points(event), data, holding)
         if durable or now >= self._sync_at:
             self._sync(now)
 
@@ -236,7 +237,7 @@ class Sink:
                 self._pending.popleft()
             self._holding.close()
             if self._dropped:
-                self._file.write(encode({"e": "drop", "t": int(now * 1000), "n": self._dropped}))
+                self._file.write(encode(events.at(events.dropped(self._dropped), int(now * 1000))))
                 self._dropped = 0
             self._file.sync()
         except _REFUSED as error:
