@@ -1,6 +1,6 @@
 """A run's metric history in columns: steps as runs, times as millisecond differences, values as they are.
 
-In memory a :class:`History` is a sequence of :class:`~coral.experiments.experiment.ExperimentMetric` that builds
+In memory a :class:`MetricColumns` is a sequence of :class:`~coral.experiments.experiment.ExperimentMetric` that builds
 them when asked, over one :class:`Series` a metric; in the file it is one readable line a metric.
 """
 
@@ -178,7 +178,7 @@ def _expand_runs(runs: Sequence[_Run]) -> list[int | None]:
     return steps
 
 
-class History:
+class MetricColumns:
     """All points of a run: its series, and the order in which the points of different series were logged.
 
     ``order`` holds one number a point, the position of its series in ``series``.
@@ -232,7 +232,7 @@ class History:
         return _to_cycles(self.order)
 
     @classmethod
-    def from_json(cls, data: Json) -> History:
+    def from_json(cls, data: Json) -> MetricColumns:
         """A history from ``{"order": ..., "series": {name: ...}}``. Raises ValueError."""
         history = cls()
         if not isinstance(data, dict) or not isinstance(all_series := data.get("series"), dict):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from coral.experiments.columns import History, Mode
+from coral.experiments.columns import MetricColumns, Mode
 from coral.experiments.experiment import (
     MODES,
     Artifact,
@@ -110,7 +110,7 @@ class Fold:
         ended: whether an ``end`` event was seen.
     """
 
-    def __init__(self, experiment: Experiment, history: History) -> None:
+    def __init__(self, experiment: Experiment, history: MetricColumns) -> None:
         self.experiment = experiment
         self.history = history
         self.last_ms: int | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, Protocol, overload
 
 from coral.errors import ExperimentNotFoundError, UsageError
-from coral.experiments.columns import History, Mode, Series
+from coral.experiments.columns import MetricColumns, Mode, Series
 from coral.experiments.scalars import Json, number, stored, tagged, whole
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
@@ -138,20 +138,20 @@ class ParameterChange:
 
 
 class Metrics(Sequence[ExperimentMetric]):
-    """A run's points in logged order, built when asked for from the run's :class:`~coral.experiments.columns.History`.
+    """A run's points in logged order, built when asked for from its :class:`~coral.experiments.columns.MetricColumns`.
 
     ``load`` is called at each access, so that a live run shows what was logged meanwhile.
     """
 
-    def __init__(self, load: Callable[[], History]) -> None:
+    def __init__(self, load: Callable[[], MetricColumns]) -> None:
         self._load = load
 
     @property
-    def history(self) -> History:
+    def history(self) -> MetricColumns:
         """The columns."""
         return self._load()
 
-    def __reduce__(self) -> tuple[Callable[[History], Metrics], tuple[History]]:
+    def __reduce__(self) -> tuple[Callable[[MetricColumns], Metrics], tuple[MetricColumns]]:
         # Another process, and a copy, have the points that there are now.
         return _metrics_of, (self._load(),)
 
@@ -186,7 +186,7 @@ class Metrics(Sequence[ExperimentMetric]):
         return f"<{len(self)} points>"
 
 
-def _metrics_of(history: History) -> Metrics:
+def _metrics_of(history: MetricColumns) -> Metrics:
     return Metrics(lambda: history)
 
 
@@ -196,7 +196,7 @@ class MetricHistory(Sequence[ExperimentMetric]):
     ``steps``, ``values`` and ``times`` (milliseconds since 1970) give the columns themselves.
     """
 
-    def __init__(self, history: History, name: str) -> None:
+    def __init__(self, history: MetricColumns, name: str) -> None:
         self._history, self._name = history, name
         self._series = history.series.get(name, Series())
         self.steps: Sequence[int | None] = self._series.steps
@@ -231,7 +231,7 @@ class MetricHistory(Sequence[ExperimentMetric]):
         return f"<{len(self)} points of {self._name}>"
 
 
-def _point(history: History, name: str, index: int) -> ExperimentMetric:
+def _point(history: MetricColumns, name: str, index: int) -> ExperimentMetric:
     series = history.series[name]
     metadata = dict(series.metadata.get(index, {}))
     return ExperimentMetric(name, series.values[index], series.steps[index], from_ms(series.time(index)), metadata)
@@ -322,11 +322,11 @@ class Experiment:
         return sorted(self.history.series)
 
     @property
-    def history(self) -> History:
+    def history(self) -> MetricColumns:
         """All points, in columns."""
         if isinstance(self.metrics, Metrics):
             return self.metrics.history
-        history = History()
+        history = MetricColumns()
         for point in self.metrics:
             time_ms = to_ms(point.timestamp)
             history.append(point.name, point.value, point.step, time_ms, point.metadata)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.experiment import Experiment, LinkedCommit, LinkKind
 
 Link = tuple[str, LinkKind]
 
 
-def link_of(history: History, commits: Sequence[LinkedCommit], name: str, index: int) -> Link | None:
+def link_of(history: MetricColumns, commits: Sequence[LinkedCommit], name: str, index: int) -> Link | None:
     """The commit of a metric's point, and how it was found; None when the run made none that could be it."""
     if not commits:
         return None
@@ -47,7 +47,7 @@ def _says_so(commit: LinkedCommit, step: int | None, name: str, value: float) ->
     return commit.step == step and commit.metrics.get(name) == value
 
 
-def _next_later_step(history: History, name: str, step: int | None, place: int) -> int:
+def _next_later_step(history: MetricColumns, name: str, step: int | None, place: int) -> int:
     """How many points had been logged when the run moved on: at the metric's next point, or any higher step."""
     names = list(history.series)
     counts = [0] * len(names)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings, events
-from coral.experiments.columns import History, Mode
+from coral.experiments.columns import MetricColumns, Mode
 from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import (
     Artifact,
@@ -75,7 +75,7 @@ class Run(Live, Experiment):
         self._changing = forks.lock()
         self._unfolded: deque[Event] = deque()
         self._at_end: list[Callable[[], None]] = []
-        self._fold = Fold(self, History())
+        self._fold = Fold(self, MetricColumns())
         self._warned = False
         self.metrics = Metrics(sink.history)
         repo.add_commit_observer(self)

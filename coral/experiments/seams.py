@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from coral.experiments.columns import History, Mode
+from coral.experiments.columns import MetricColumns, Mode
 from coral.experiments.events import Event
 from coral.experiments.experiment import Experiment, ExperimentStatus, LinkKind
 from coral.experiments.scalars import Json
@@ -73,7 +73,7 @@ class RunSink(Protocol):
                 until the storage has taken the event, or the sink is closed and it never will.
         """
 
-    def history(self) -> History:
+    def history(self) -> MetricColumns:
         """The points recorded so far."""
 
     def finish(self, event: Event) -> Experiment:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coral.experiments.columns import History, Series
+from coral.experiments.columns import MetricColumns, Series
 from coral.experiments.scalars import MAX_STEP, Json
 
 POINTS = st.lists(
@@ -24,17 +24,17 @@ POINTS = st.lists(
 )
 
 
-def rebuilt(history: History) -> History:
+def rebuilt(history: MetricColumns) -> MetricColumns:
     """The history after a trip through JSON text."""
     data = {
         "order": history.order_to_json(),
         "series": {name: series.to_json() for name, series in history.series.items()},
     }
     loaded = json.loads(json.dumps(data, allow_nan=False))
-    return History.from_json(loaded)
+    return MetricColumns.from_json(loaded)
 
 
-def points(history: History) -> list[tuple[object, ...]]:
+def points(history: MetricColumns) -> list[tuple[object, ...]]:
     """Every point in logged order, NaN as text."""
     rows: list[tuple[object, ...]] = []
     for name, index in history.points():
@@ -46,7 +46,7 @@ def points(history: History) -> list[tuple[object, ...]]:
 @given(POINTS)
 def test_every_history_comes_back(logged: list[tuple[str, float, int | None, int, dict[str, Json] | None]]) -> None:
     """Values bit for bit, steps in any order or repeated or absent, times, metadata, and the order among metrics."""
-    history = History()
+    history = MetricColumns()
     for name, value, step, time, metadata in logged:
         history.append(name, value, step, time, metadata)
     again = rebuilt(history)
@@ -58,7 +58,7 @@ def test_every_history_comes_back(logged: list[tuple[str, float, int | None, int
 @given(st.lists(st.integers(0, 3), max_size=200))
 def test_the_order_comes_back(order: list[int]) -> None:
     """Whatever the interleaving of metrics, cycles or none."""
-    history = History()
+    history = MetricColumns()
     for number in order:
         history.append(f"m{number}", 1.0, None, 0)
     assert rebuilt(history).order == history.order
@@ -66,7 +66,7 @@ def test_the_order_comes_back(order: list[int]) -> None:
 
 def test_a_point_takes_at_most_25_bytes() -> None:
     """100,000 full-precision values of two metrics, with steps and times: 25 bytes a point, the bar."""
-    history, time, rng = History(), 1_700_000_000_000, random.Random(1)
+    history, time, rng = MetricColumns(), 1_700_000_000_000, random.Random(1)
     for step in range(50_000):
         time += rng.randrange(1000)
         history.append("loss", rng.random(), step, time)
@@ -131,7 +131,7 @@ FORGED: list[Json] = [
 def test_forged_series_are_refused(data: Json) -> None:
     """A column that lies about its length or its types is a ValueError, at once and without building it."""
     with pytest.raises(ValueError):
-        History.from_json({"order": [[[0], 1]], "series": {"a": data}})
+        MetricColumns.from_json({"order": [[[0], 1]], "series": {"a": data}})
 
 
 @pytest.mark.parametrize(
@@ -140,4 +140,6 @@ def test_forged_series_are_refused(data: Json) -> None:
 def test_forged_orders_are_refused(order: Json) -> None:
     """An order that does not name each point once is refused without expanding it."""
     with pytest.raises(ValueError):
-        History.from_json({"order": order, "series": {"a": {"values": [1.0], "times": [1], "steps": [[0, 1, 0]]}}})
+        MetricColumns.from_json(
+            {"order": order, "series": {"a": {"values": [1.0], "times": [1], "steps": [[0, 1, 0]]}}}
+        )

@@ -12,7 +12,7 @@ import pytest
 
 from coral.errors import CoralError, CorruptionError
 from coral.experiments import ExperimentTracker
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import Fold
 from coral.experiments.experiment import Experiment
 from coral.experiments.local.check import damaged_runs, run_ids
@@ -150,7 +150,7 @@ def nested(depth: int) -> Json:
 def test_events_that_nobody_could_keep_are_left_out(repo: Repository, event: dict[str, Json]) -> None:
     """What is nested deeper than a parameter may be, or names a file elsewhere, changes nothing; the run can end."""
     run = Experiment("a" * 12, "x")
-    fold = Fold(run, History())
+    fold = Fold(run, MetricColumns())
     fold.apply_all([{"t": 5, **event}, {"t": 6, "e": "m", "v": {"acc": 1.0}}])
     assert list(fold.history.series) == ["acc"] or event["e"] == "set"
     assert not run.params and not run.artifacts and not run.commits and not fold.ended

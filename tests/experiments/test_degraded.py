@@ -20,11 +20,11 @@ from coral.errors import ConflictError, StorageError
 from coral.experiments import Experiment, ExperimentTracker
 from coral.experiments.experiment import Owner
 from coral.experiments.local import liveness
-from coral.experiments.local import sink as sink_module
+from coral.experiments.local import writer as writer_module
 from coral.experiments.local.backend import LocalBackend
 from coral.experiments.local.journal import decode
 from coral.experiments.local.record import Identity, encode
-from coral.experiments.local.sink import Sink
+from coral.experiments.local.writer import JournalWriter
 from coral.repository import Repository
 from coral.storage import disk
 from coral.storage.folder import AppendFile
@@ -68,7 +68,7 @@ def test_what_is_logged_on_a_full_disk_comes_back(tmp_path: Path, torn: bool) ->
     """One warning, degraded until the disk takes it again, then every point in order, torn writes or not."""
     disk = Disk(tmp_path / "j")
     disk.torn = torn
-    sink = Sink(disk.open, "run x", clock=lambda: disk.time)
+    sink = JournalWriter(disk.open, "run x", clock=lambda: disk.time)
     sink.point("a", 1.0, 1)
     disk.full = True
     with pytest.warns(RuntimeWarning, match="run x") as caught:
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     disk = Disk(tmp_path / "j")
     disk.full = True
     with pytest.warns(RuntimeWarning):
-        sink = Sink(disk.open, "run x", clock=lambda: disk.time)
+        sink = JournalWriter(disk.open, "run x", clock=lambda: disk.time)
     sink.point("a", 1.0, None)
     disk.full, disk.time = False, disk.time + 2
     sink.point("a", float("nan"), None)
@@ -100,9 +100,9 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
 
 def test_the_buffer_is_bounded_and_counts_what_it_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest points go first; parameters and commits stay; the record says how many are missing."""
-    monkeypatch.setattr(sink_module, "MAX_PENDING", 10)
+    monkeypatch.setattr(writer_module, "MAX_PENDING", 10)
     disk = Disk(tmp_path / "j")
-    sink = Sink(disk.open, "run x", clock=lambda: disk.time)
+    sink = JournalWriter(disk.open, "run x", clock=lambda: disk.time)
     disk.full = True
     with pytest.warns(RuntimeWarning):
         sink.append({"e": "p", "v": {"lr": 1}})
@@ -231,8 +231,8 @@ def test_a_run_taken_for_dead_ends_as_its_own_process_says(repo: Repository, tra
     run.log("loss", 0.5, step=1)
     made = commit(repo, 1.0, step=1)
     backend = LocalBackend(repo.folder)
-    live = backend._read_live(run.experiment_id)
-    backend._lose(live)
+    live = backend._following._read_live(run.experiment_id)
+    backend._following._lose(live)
     repo.folder.sub("experiments").write(f"{run.experiment_id}.json", encode(live.record, live.history))
     (repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl").unlink()
     assert str(ExperimentTracker(Repository(repo.path)).get(run.experiment_id).status) == "failed"
@@ -351,7 +351,7 @@ def test_what_is_logged_is_synced_though_nothing_follows(
     tracker: ExperimentTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut takes the last seconds' points, however long ago the last call was; an idle run syncs nothing."""
-    monkeypatch.setattr(sink_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 0.05)
     run = tracker.start("a")
     recording = Recording()
     with disk.use(recording):
@@ -378,8 +378,8 @@ def test_an_fsync_that_failed_costs_no_line(
     tracker: ExperimentTracker, repo: Repository, owner: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The journal is never synced again: a new one takes its place, where no other process writes to it as well."""
-    monkeypatch.setattr(sink_module, "SYNC_SECONDS", 0.0)
-    monkeypatch.setattr(sink_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SYNC_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "RETRY_SECONDS", 0.0)
     run = tracker.start("x", owner=owner)
     journal = repo.folder.root / "experiments" / f"{run.experiment_id}.jsonl"
     first = journal.stat().st_ino

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral.experiments import ExperimentStatus, events
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import KINDS, Event, Fold
 from coral.experiments.experiment import Experiment
 from coral.experiments.local.journal import encode
-from coral.experiments.local.sink import Sink
+from coral.experiments.local.writer import JournalWriter
 from coral.experiments.scalars import MAX_NAME, MAX_STEP
 from coral.storage.folder import Folder
 
@@ -37,7 +37,7 @@ class Journal:
     def __init__(self, folder: Folder) -> None:
         self.now = 1.0
         self.path = folder.path("j")
-        self.sink = Sink(lambda: folder.append("j"), "run", clock=lambda: self.now)
+        self.sink = JournalWriter(lambda: folder.append("j"), "run", clock=lambda: self.now)
 
     def line(self, name: str, value: float, step: int | None) -> bytes:
         """What a point appends."""
@@ -78,7 +78,7 @@ def test_each_kind_has_its_constructor() -> None:
 
 def test_each_kind_does_what_it_tells() -> None:
     """What was constructed is folded into the run."""
-    run, history = Experiment("a" * 12, "x"), History()
+    run, history = Experiment("a" * 12, "x"), MetricColumns()
     fold = Fold(run, history)
     for time, event in enumerate(EXAMPLES):
         fold.apply(events.at(event, time))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import Experiment
 from coral.experiments.local.journal import JournalReader, damaged, decode, encode, line
@@ -161,7 +161,7 @@ def test_a_line_longer_than_a_block_is_read(tmp_path: Path) -> None:
 def test_forged_events_change_nothing(body: bytes) -> None:
     """An event with a right checksum that makes no sense is left out, and those after it count."""
     good: Event = {"e": "m", "t": 5, "s": 1, "v": {"loss": 0.5}}
-    fold = Fold(Experiment("a" * 12, "x"), History())
+    fold = Fold(Experiment("a" * 12, "x"), MetricColumns())
     fold.apply_all(decode(line(body) + encode(good))[0])
     assert list(fold.history.series) == ["loss"]
     assert fold.history.series["loss"].values == [0.5]

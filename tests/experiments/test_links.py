@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.experiment import LinkedCommit
 from coral.experiments.links import link_of
 
@@ -19,7 +19,7 @@ def link(story: str, index: int = 0) -> tuple[str, str] | None:
     ``v3`` logs v at step 3, ``v`` without a step, ``x7`` another metric at step 7; ``A`` makes commit A,
     ``A@3`` for step 3, ``A=0`` with the metric v of value 0.
     """
-    history, commits = History(), []
+    history, commits = MetricColumns(), []
     for word in story.split():
         if word[0].isupper():
             name, _, step = word.partition("@")

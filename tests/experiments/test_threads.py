@@ -14,7 +14,7 @@ import numpy as np
 
 from coral.errors import ConflictError
 from coral.experiments import ExperimentTracker, Run
-from coral.experiments.local import sink
+from coral.experiments.local import writer
 from coral.experiments.local.backend import LocalBackend
 from coral.repository import Repository
 from coral.testing.interrupts import Steps
@@ -50,7 +50,7 @@ def test_a_commit_waits_for_no_query(repo: Repository) -> None:
     run = ExperimentTracker(repo, backend=backend).start("a")
     repo.stage_weights({"w": np.zeros(4)})
     committing = threading.Thread(target=lambda: repo.commit("c"), daemon=True)
-    with backend._mutex:
+    with backend._following.mutex:
         committing.start()
         committing.join(timeout=20)
         assert not committing.is_alive()
@@ -105,7 +105,7 @@ def test_a_run_that_ended_leaves_no_thread(tracker: ExperimentTracker) -> None:
     assert started
     tracker.end()
     for thread in started:
-        thread.join(sink.IDLE_SECONDS / 2)
+        thread.join(writer.IDLE_SECONDS / 2)
     assert not any(thread.is_alive() for thread in started) and not run.is_open
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from coral.errors import ConflictError, ExperimentNotFoundError, NotFoundError, RefNotFoundError, UsageError
 from coral.experiments import Experiment, ExperimentMetric, ExperimentStatus, ExperimentTracker, Run
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import MAX_RUN_BYTES, Fold
 from coral.experiments.local.backend import LocalBackend
 from coral.history import Commit
@@ -591,8 +591,8 @@ def test_all_changes_of_a_run_together_have_an_end() -> None:
     for first in (1, 5):
         run = Experiment("0" * 12, "a")
         for number in range(first):
-            Fold(run, History()).apply({"e": "p", "t": 1, "v": {f"p{number}": "x" * (10 << 20)}})
-        fold = Fold(run, History())
+            Fold(run, MetricColumns()).apply({"e": "p", "t": 1, "v": {f"p{number}": "x" * (10 << 20)}})
+        fold = Fold(run, MetricColumns())
         for number in range(first, 20):
             fold.apply({"e": "p", "t": 1, "v": {f"p{number}": "x" * (10 << 20), f"q{number}": number}})
         assert sum(len(json.dumps(change.params)) for change in run.parameter_history) <= MAX_RUN_BYTES

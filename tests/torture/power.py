@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from coral.errors import CoralError
 from coral.experiments import ExperimentTracker
-from coral.experiments.local import sink
+from coral.experiments.local import writer
 from coral.repository import Repository
 from coral.testing import syscalls
 from coral.testing.mounts import FileSystem, Mounted
@@ -48,7 +48,7 @@ def work(note: Note, project: Path, ready: Path, sync_seconds: float, seed: int,
     if bug is not None:
         plant(bug)
         syscalls.watch(project)
-    sink.SYNC_SECONDS = sync_seconds
+    writer.SYNC_SECONDS = sync_seconds
     warnings.simplefilter("error", RuntimeWarning)  # how a run says that the disk refuses
     with contextlib.suppress(CoralError, RuntimeWarning):
         repo = Repository(project)
@@ -108,7 +108,7 @@ def cut_once(warm: Warm, kind: FileSystem, template: Path, place: Path, seed: in
     """
     chance = random.Random(seed)
     is_slow = seed % _SLOW == _SLOW - 1
-    sync_seconds = sink.SYNC_SECONDS if is_slow else SHORT_SYNC
+    sync_seconds = writer.SYNC_SECONDS if is_slow else SHORT_SYNC
     delay = sync_seconds + chance.uniform(0.5, 1.5) if is_slow else chance.uniform(0.1, 1.2)
     with Mounted(kind, place) as mounted:
         project = copy(template, mounted.root / "project")

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from coral import Repository, containers
 from coral.containers import BytesFile
 from coral.errors import CoralError
-from coral.experiments.columns import History
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import Fold
 from coral.experiments.experiment import Experiment, from_ms
 from coral.experiments.local import record as records
@@ -289,17 +289,17 @@ def _read_journal(data: bytes) -> None:
     decode(data), damaged(data)
     sealed = b"".join(line(part.partition(b" ")[2]) for part in data.split(b"\n") if part)
     run = Experiment("a" * 12, "x", created_at=from_ms(0))
-    fold = Fold(run, History())
+    fold = Fold(run, MetricColumns())
     fold.apply_all(decode(sealed)[0])
     text = records.encode(records.Record(run, myself("process"), {}), fold.history)
     fields = records.head(text, "x")[1]
     assert fields is not None
     assert list(records.decode_history(text, "x").points()) == list(fold.history.points())
-    records.decode(fields, History, "x")
+    records.decode(fields, MetricColumns, "x")
 
 
 def _runs() -> list[bytes]:
-    run, history = Experiment("a" * 12, "x", created_at=from_ms(0)), History()
+    run, history = Experiment("a" * 12, "x", created_at=from_ms(0)), MetricColumns()
     Fold(run, history).apply_all(decode(_journals()[0])[0])
     for step in range(40):
         history.append(("loss", "acc")[step % 2], step / 3, step, 1000 + step)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from coral.errors import CorruptionError, VersionError
-from coral.experiments.columns import History, Mode, Series
+from coral.experiments.columns import MetricColumns, Mode, Series
 from coral.experiments.events import read_artifact, read_objective
 from coral.experiments.experiment import (
     Experiment,
@@ -89,7 +89,7 @@ class Record:
 # -- writing
 
 
-def encode(record: Record, history: History) -> bytes:
+def encode(record: Record, history: MetricColumns) -> bytes:
     """The file of a run and its history."""
     run = record.experiment
     series = [f"{_text(name)}: {_text(column.to_json())}" for name, column in history.series.items()]
@@ -102,7 +102,7 @@ def encode(record: Record, history: History) -> bytes:
     return b"\n".join([first + check + b'"},', fields, rest])
 
 
-def summary(run: Experiment, history: History) -> dict[str, Json]:
+def summary(run: Experiment, history: MetricColumns) -> dict[str, Json]:
     """What queries need; ``metrics`` are ``[count, last, its step, min, its step, max, its step]`` by name."""
     return {
         "format": FORMAT,
@@ -129,7 +129,7 @@ def digest(series: Series) -> list[Json]:
     return result
 
 
-def best_links(run: Experiment, history: History) -> dict[str, dict[str, list[Json]]]:
+def best_links(run: Experiment, history: MetricColumns) -> dict[str, dict[str, list[Json]]]:
     """The commits of each metric's best points, both ways."""
     links: dict[str, dict[str, list[Json]]] = {}
     modes: tuple[Mode, Mode] = ("min", "max")
@@ -142,7 +142,7 @@ def best_links(run: Experiment, history: History) -> dict[str, dict[str, list[Js
     return links
 
 
-def _fields(record: Record, history: History) -> dict[str, Json]:
+def _fields(record: Record, history: MetricColumns) -> dict[str, Json]:
     run, who = record.experiment, record.identity
     links = best_links(run, history) or record.links
     return {
@@ -257,7 +257,7 @@ def _check_version(summary_data: dict[str, Json], path: object) -> None:
         raise VersionError(f"{path} has format {version}; this coral reads up to {FORMAT}", hint="upgrade coral")
 
 
-def decode(fields: dict[str, Json], load: Callable[[], History], path: object) -> Record:
+def decode(fields: dict[str, Json], load: Callable[[], MetricColumns], path: object) -> Record:
     """A run from its file's fields; ``load`` gives its history when it is asked for. Raises CorruptionError."""
     try:
         return _decode(fields, load)
@@ -265,11 +265,11 @@ def decode(fields: dict[str, Json], load: Callable[[], History], path: object) -
         raise CorruptionError(f"{path} is not the file of a run: {error}") from error
 
 
-def decode_history(data: bytes, path: object) -> History:
+def decode_history(data: bytes, path: object) -> MetricColumns:
     """The history of a whole file. Raises CorruptionError."""
     try:
         _check_history(data)
-        return History.from_json(json.loads(data)["history"])
+        return MetricColumns.from_json(json.loads(data)["history"])
     except _MALFORMED as error:
         raise CorruptionError(f"the history in {path} is damaged: {error}") from error
 
@@ -285,7 +285,7 @@ def _check_history(data: bytes) -> None:
         raise ValueError("a checksum is wrong")
 
 
-def _decode(data: dict[str, Json], load: Callable[[], History]) -> Record:
+def _decode(data: dict[str, Json], load: Callable[[], MetricColumns]) -> Record:
     who = _dict(data["identity"])
     owner: Owner = "shell" if who["owner"] == "shell" else "process"
     run = Experiment(
