@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
 from coral.experiments import artifacts, endings, events
-from coral.experiments.columns import MetricColumns, Mode
+from coral.experiments.columns import MetricColumns
 from coral.experiments.events import Event, Fold
 from coral.experiments.experiment import (
     Artifact,
@@ -21,25 +21,12 @@ from coral.experiments.experiment import (
     ExperimentStatus,
     Metrics,
     as_status,
-    checked_mode,
     from_ms,
     now,
     to_ms,
 )
-from coral.experiments.redaction import redact_params, redact_text
-from coral.experiments.scalars import (
-    MAX_NAME,
-    MAX_STEP,
-    Json,
-    bounded,
-    class_name,
-    metric_name,
-    named,
-    number,
-    plain,
-    text,
-    whole,
-)
+from coral.experiments.logs import Logs
+from coral.experiments.redaction import redact_params
 from coral.experiments.seams import RunSink
 from coral.live import Live
 from coral.verbs import signals
@@ -52,7 +39,7 @@ _FOLDING_SECONDS = 0.1
 _MAX_LABEL = 10_000
 
 
-class Run(Live, Experiment):
+class Run(Live, Logs, Experiment):
     """A run that is being recorded; ``start`` and ``attach`` return one.
 
     Any thread may log to it. Logging never raises because of the disk (see ``degraded``); it raises UsageError for
@@ -94,122 +81,7 @@ class Run(Live, Experiment):
         """Whether it can be logged to."""
         return self._sink is not None
 
-    # -- logging
-
-    def log(
-        self,
-        metric: str | Mapping[str, object],
-        value: object = None,
-        step: int | None = None,
-        *,
-        metadata: Mapping[str, object] | None = None,
-    ) -> None:
-        """Log one metric, or several given as a mapping.
-
-        Args:
-            value: a Python or numpy number, or a one-element tensor; NaN and infinities are kept, and never best.
-            step: any whole number, in any order, as often as you like.
-            metadata: JSON to keep with the point.
-
-        Raises:
-            UsageError: not a number, or a step that is not a whole number.
-            ConflictError: the run has ended.
-        """
-        if (
-            value.__class__ is float
-            and metadata is None
-            and metric.__class__ is str
-            and (step is None or (step.__class__ is int and -MAX_STEP <= step <= MAX_STEP))
-        ):
-            self._point(metric, value, step)
-        elif isinstance(metric, Mapping):
-            if value is not None:
-                raise UsageError("a mapping of metrics holds its values; the step is log(metrics, step=...)")
-            self.log_metrics(metric, step, metadata=metadata)
-        elif metadata:
-            self.log_metrics({metric: value}, step, metadata=metadata)
-        else:
-            self._point(metric, number(metric, value), whole(step))
-
-    def log_metrics(
-        self,
-        metrics: Mapping[str, object],
-        step: int | None = None,
-        *,
-        metadata: Mapping[str, object] | None = None,
-    ) -> None:
-        """Log several metrics at once; see :meth:`log`."""
-        at = whole(step)
-        if not isinstance(metrics, Mapping):
-            raise UsageError(f"metrics are a mapping of names to numbers, not {class_name(metrics)}")
-        values = {metric_name(name): number(name, value) for name, value in metrics.items()}
-        event = events.points(values, at, as_params(metadata) if metadata else None)
-        if values:
-            self._open().append(event)
-
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Lay parameters over those there are; nested ones key by key. Each change is remembered."""
-        self._record(events.params(as_params(params)))
-
-    def add_tags(self, tags: Iterable[str]) -> None:
-        """Add tags; of a mapping, each key and value is a label, as by :meth:`set_labels`."""
-        if isinstance(tags, Mapping):
-            self.set_labels(tags)
-        else:
-            self._set("add_tags", list(as_tags(tags)))
-
-    def remove_tags(self, tags: Iterable[str]) -> None:
-        """Remove tags; those that are not there are ignored."""
-        self._set("remove_tags", list(as_tags(tags)))
-
-    def set_labels(self, labels: Mapping[str, str | None]) -> None:
-        """Set key-value labels; None removes one."""
-        self._set("labels", as_labels(labels))
-
-    def set_notes(self, notes: str | None) -> None:
-        """Replace the notes."""
-        self._set("notes", as_text(notes, "notes"))
-
-    def set_objective(self, objective: Mapping[str, Mode]) -> None:
-        """Declare which way is better, by metric. Raises UsageError for what is neither ``min`` nor ``max``."""
-        self._set("objective", as_objective(objective))
-
-    # -- artifacts
-
-    def log_artifact(self, path_or_object: object, name: str | None = None) -> Artifact | None:
-        """Keep a file, or an object by what it is: bytes, dict, array, tensor, data frame or figure.
-
-        What is returned is there for as long as the run is, whoever collects garbage: the store is held until the
-        run's journal names it, and longer while the disk refuses that (see ``degraded``).
-
-        Returns None when the disk refused it; a warning says so. Raises NotFoundError, UsageError, and ConflictError
-        once the run has ended.
-        """
-        return self._keep(artifacts.of_anything(path_or_object, name))
-
-    def log_text(self, text: str, name: str) -> Artifact | None:
-        """Keep a text."""
-        return self._keep(artifacts.of_text(text, name))
-
-    def log_dict(self, data: object, name: str) -> Artifact | None:
-        """Keep JSON-able data; ``.json`` is added to a name without a suffix."""
-        return self._keep(artifacts.of_dict(data, name))
-
-    def log_numpy_array(self, array: object, name: str) -> Artifact | None:
-        """Keep an array or a tensor, as ``.npy``."""
-        return self._keep(artifacts.of_array(array, name))
-
-    def log_table(self, table: object, name: str) -> Artifact | None:
-        """Keep a data frame, a mapping of columns or a list of rows, as CSV."""
-        return self._keep(artifacts.of_table(table, name))
-
-    def log_figure(self, figure: object, name: str) -> Artifact | None:
-        """Keep a figure: whatever has ``savefig``."""
-        return self._keep(artifacts.of_figure(figure, name))
-
-    log_artifact_data = log_dict
-    log_dataframe = log_table
-    log_plot = log_figure
+    # -- logging: what the methods of Logs are made of
 
     @threads.uninterrupted
     def _keep(self, content: artifacts.Content) -> Artifact | None:
@@ -373,9 +245,6 @@ class Run(Live, Experiment):
 
     # -- inside
 
-    def _set(self, name: str, value: Json) -> None:
-        self._record(events.settings(**{name: value}))
-
     @threads.uninterrupted
     def _record(self, event: Event, *, durable: bool = False, holding: contextlib.ExitStack | None = None) -> int:
         """Record an event; returns its time. What ``holding`` holds is kept until the journal has it."""
@@ -395,6 +264,9 @@ class Run(Live, Experiment):
         while self._unfolded:
             self._fold.apply(self._unfolded.popleft())
 
+    def _target(self) -> Run:
+        return self
+
     def _open(self) -> RunSink:
         if self._sink is None:
             raise self._has_ended()
@@ -412,51 +284,6 @@ class Run(Live, Experiment):
         )
 
 
-def as_params(params: object) -> dict[str, Json]:
-    """Parameters as they are kept, without secrets. Raises UsageError for what holds nothing by name."""
-    given = named(params)
-    kept = plain(given) if given is not None else None
-    if not isinstance(kept, dict):
-        raise UsageError(f"parameters are a mapping, not {class_name(params)}")
-    return bounded(redact_params(kept))
-
-
-def as_labels(labels: Mapping[str, object]) -> dict[str, Json]:
-    """Labels as they are kept, without secrets. Raises UsageError for what is not a mapping."""
-    if not isinstance(labels, Mapping):
-        raise UsageError(f"labels are a mapping, not {class_name(labels)}")
-    kept: dict[str, Json] = {}
-    for key, value in labels.items():
-        kept[text(key, MAX_NAME)] = None if value is None else text(value, _MAX_LABEL)
-    return redact_params(kept)
-
-
-def as_text(said: object, what: str) -> str | None:
-    """A text as it is kept, without secrets; ``what`` names it in the warning."""
-    return None if said is None else redact_text(text(said), what)
-
-
 def _reason(said: object) -> str | None:
     """What somebody says of an end; nothing is None."""
     return (endings.message(said) or None) if said is not None else None
-
-
-def as_tags(tags: Iterable[str]) -> list[str]:
-    """Tags as they are kept; a lone string is one tag. Raises UsageError."""
-    if isinstance(tags, Mapping):
-        raise UsageError("a mapping is no tags, but labels", hint="set_labels() and labels= take key and value")
-    given = [tags] if isinstance(tags, str) else list(tags) if isinstance(tags, Iterable) else [tags]
-    for tag in given:
-        if not issubclass(type(tag), str) or not 0 < len(tag) <= MAX_NAME or "\n" in tag:
-            raise UsageError(
-                f"{text(tag, MAX_NAME)!r} is not a tag",
-                hint=f"a tag is one line of 1 to {MAX_NAME} characters; labels are key and value",
-            )
-    return list(dict.fromkeys(map(text, given)))
-
-
-def as_objective(objective: Mapping[str, Mode]) -> dict[str, Json]:
-    """A declared objective as it is kept. Raises UsageError."""
-    if not isinstance(objective, Mapping):
-        raise UsageError(f"an objective is a mapping of metrics to 'min' or 'max', not {class_name(objective)}")
-    return {metric_name(name): checked_mode(name, mode, {}) for name, mode in objective.items()}
