@@ -65,6 +65,7 @@ HOMES = {
     "torch": "coral/integrations/torch/",
     "click": "coral/cli/",
     "rich": "coral/cli/",
+    "pytest": "coral/testing/contracts/",
 }
 ANYWHERE = {"numpy", "typing_extensions"}
 ONE_FILE_THOUGH_STANDARD = {"sqlite3"}

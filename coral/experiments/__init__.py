@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coral.experiments.experiment import Experiment, ExperimentMetric, ExperimentStatus
+from coral.experiments.mirror import Mirror
 from coral.experiments.query import Lineage
 from coral.experiments.results import Results
 from coral.experiments.run import Run
@@ -15,6 +16,7 @@ __all__ = [
     "ExperimentStatus",
     "ExperimentTracker",
     "Lineage",
+    "Mirror",
     "Results",
     "Run",
     "TrackingBackend",

@@ -58,6 +58,11 @@ def is_points(event: Mapping[str, Json]) -> bool:
 # -- one constructor a kind
 
 
+def start(run: Experiment) -> Event:
+    """A run as it is when somebody begins to follow it."""
+    return {"e": "start", "v": run.to_dict()}
+
+
 def points(values: Mapping[str, float], step: int | None, metadata: dict[str, Json] | None = None) -> Event:
     """A point of each metric."""
     event: Event = {"e": _POINTS}
@@ -144,6 +149,9 @@ class Fold:
         points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
         for name, value in points:
             self.history.append(name, value, step, time_ms, extra)
+
+    def _start(self, event: Event, time_ms: int) -> None:
+        """The fold has the run."""
 
     def _params(self, event: Event, time_ms: int) -> None:
         change = shown(self._that_fits(_object(stored(checked(event["v"])))))
@@ -252,6 +260,11 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
+    "start": Kind(
+        "what a mirror is told first: a run began, or is gone on with; it stands in no journal",
+        {"v": "the run, as ``to_dict`` says it"},
+        Fold._start,
+    ),
     _POINTS: Kind(
         "points of metrics",
         {"v": "name to value, NaN and infinities by name", "s": "step (absent: none)", "d": "metadata (absent: none)"},

@@ -52,8 +52,8 @@ class Logs:
     if TYPE_CHECKING:  # a run has an attribute: a call fewer on the hot path
 
         @property
-        def _point(self) -> Callable[[str, float, int | None], None]:
-            """Records one metric."""
+        def _point(self) -> Callable[[str, float, int | None], int]:
+            """Records one metric; returns its time."""
 
     def _target(self) -> Target:
         """The run that is meant. Raises ConflictError when none is active."""

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from coral import forks, threads
 from coral.errors import ConflictError, CoralError, UsageError
@@ -22,8 +22,6 @@ from coral.experiments.experiment import (
     Metrics,
     as_status,
     from_ms,
-    now,
-    to_ms,
 )
 from coral.experiments.logs import Logs
 from coral.experiments.redaction import redact_params
@@ -56,7 +54,7 @@ class Run(Live, Logs, Experiment):
         self.thread_id = threads.caller().ident
         self._pid = os.getpid()
         self._sink: RunSink | None = sink
-        self._point: Callable[[str, float, int | None], None] = sink.point
+        self._point: Callable[[str, float, int | None], int] = sink.point
         self._ending = forks.rlock()
         self._is_ending = False
         self._changing = forks.lock()
@@ -249,8 +247,7 @@ class Run(Live, Logs, Experiment):
     def _record(self, event: Event, *, durable: bool = False, holding: contextlib.ExitStack | None = None) -> int:
         """Record an event; returns its time. What ``holding`` holds is kept until the journal has it."""
         # Not read back: the disk may refuse, and observers of a commit must wait for no query (see `committed`).
-        self._open().append(event, durable=durable, holding=holding)
-        time_ms = to_ms(now())
+        time_ms = self._open().append(event, durable=durable, holding=holding)
         self._unfolded.append(events.at(event, time_ms))
         # Nobody waits for long: who holds it folds this one, too, and may be what this call is on top of.
         while self._unfolded and self._changing.acquire(timeout=_FOLDING_SECONDS):
@@ -272,7 +269,7 @@ class Run(Live, Logs, Experiment):
             raise self._has_ended()
         return self._sink
 
-    def _refuse(self, name: str, value: float, step: int | None) -> None:
+    def _refuse(self, name: str, value: float, step: int | None) -> NoReturn:
         raise self._has_ended()
 
     def _has_ended(self) -> ConflictError:

@@ -31,6 +31,17 @@ class Query:
     group: str | None = None
     name: str | None = None
 
+    def fits(self, run: Experiment) -> bool:
+        """Whether this run is meant."""
+        below = None if self.group is None else self.group.rstrip("/") + "/"
+        return (
+            (not self.status or run.status in self.status)
+            and (self.branch is None or run.branch == self.branch)
+            and (self.name is None or run.name == self.name)
+            and (below is None or ((run.group or "") + "/").startswith(below))
+            and self.tags <= set(run.tags)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Best:
@@ -61,11 +72,11 @@ class RunSink(Protocol):
     def degraded(self) -> bool:
         """Whether something logged is only in memory yet."""
 
-    def point(self, name: str, value: float, step: int | None) -> None:
-        """Record one metric at the current time."""
+    def point(self, name: str, value: float, step: int | None) -> int:
+        """Record one metric at the current time; returns that, in milliseconds since 1970."""
 
-    def append(self, event: Mapping[str, Json], *, durable: bool = False, holding: ExitStack | None = None) -> None:
-        """Record an event (see ``journal``; its time is added).
+    def append(self, event: Mapping[str, Json], *, durable: bool = False, holding: ExitStack | None = None) -> int:
+        """Record an event at the current time; returns that, in milliseconds since 1970.
 
         Args:
             durable: a power cut cannot take it back.

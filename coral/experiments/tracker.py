@@ -15,6 +15,7 @@ from coral.experiments.events import MAX_RUN_BYTES, read_objective
 from coral.experiments.experiment import Experiment, ExperimentStatus, Owner
 from coral.experiments.local.backend import LocalBackend
 from coral.experiments.logs import Logs, as_labels, as_objective, as_params, as_text
+from coral.experiments.mirror import Mirror, Mirrors
 from coral.experiments.questions import Questions, labels_and_tags
 from coral.experiments.results import Results
 from coral.experiments.run import Run
@@ -40,14 +41,18 @@ class ExperimentTracker(Live, Logs, Questions):
     Args:
         repo: the repository; its commits are linked to the run that is active when they are made.
         backend: where runs are kept; None takes files in the repository.
+        mirrors: what follows the runs that this tracker starts or attaches to; see ``experiments.Mirror``.
 
     Raises:
-        UsageError: the backend is none.
+        UsageError: the backend, or a mirror, is none.
     """
 
-    def __init__(self, repo: Repository, *, backend: TrackingBackend | None = None) -> None:
+    def __init__(
+        self, repo: Repository, *, backend: TrackingBackend | None = None, mirrors: Iterable[Mirror] = ()
+    ) -> None:
         self.repo = repo
         self._backend = LocalBackend(repo.folder, _LazyStore(repo.path, repo)) if backend is None else _checked(backend)
+        self._mirrors = Mirrors(mirrors)
         self._run: Run | None = None
         self._starting = forks.lock()
 
@@ -140,7 +145,7 @@ class ExperimentTracker(Live, Logs, Questions):
 
     def _attach(self, experiment_id: str) -> Run:
         experiment, sink = self._backend.attach(experiment_id)
-        run = self._run = Run(experiment, sink, self.repo)
+        run = self._run = Run(experiment, self._mirrors.follow(experiment, sink), self.repo)
         previous = self.repo.branch
         if experiment.branch != previous and experiment.branch in self.repo.branches():
             self.repo.pin(experiment.branch)
@@ -183,7 +188,7 @@ class ExperimentTracker(Live, Logs, Questions):
     # -- inside
 
     @property
-    def _point(self) -> Callable[[str, float, int | None], None]:
+    def _point(self) -> Callable[[str, float, int | None], int]:
         return (self._run or self._target())._point
 
     def _target(self) -> Run:
@@ -226,7 +231,7 @@ class ExperimentTracker(Live, Logs, Questions):
     def _begin(self, experiment: Experiment, commit_hash: str | None) -> Run:
         previous = self.repo.branch
         sink = starting.create(self.repo, self._backend, experiment, commit_hash)
-        run = self._run = Run(experiment, sink, self.repo)
+        run = self._run = Run(experiment, self._mirrors.follow(experiment, sink), self.repo)
         starting.see_to_its_end(run, previous)
         return run
 

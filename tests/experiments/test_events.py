@@ -21,6 +21,7 @@ from coral.storage.folder import Folder
 
 PACKAGE = Path(events.__file__).parent.parent
 EXAMPLES = [
+    events.start(Experiment("a" * 12, "x")),
     events.points({"loss": 0.5, "acc": float("nan")}, 3, {"split": "val"}),
     events.params({"lr": 0.1}),
     events.settings(add_tags=["a", "b"], remove_tags=["b"], labels={"k": "v"}, objective={"loss": "min"}, notes="n"),
@@ -98,7 +99,7 @@ def test_an_event_keeps_its_time() -> None:
 
 
 def test_nobody_else_writes_an_event_down() -> None:
-    """A dict with a kind is built in events.py alone, so that its table is the whole language."""
+    """A dict with a kind is built in events.py alone (what forges events is testing), so its table is the language."""
     strays = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"
         for path in PACKAGE.rglob("*.py")
@@ -106,5 +107,6 @@ def test_nobody_else_writes_an_event_down() -> None:
         if isinstance(node, ast.Dict)
         and any(isinstance(key, ast.Constant) and key.value == "e" for key in node.keys)
         and path != Path(events.__file__)
+        and not path.is_relative_to(PACKAGE / "testing")
     ]
     assert not strays

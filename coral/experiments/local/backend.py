@@ -125,16 +125,14 @@ class LocalBackend:
             found += [
                 (to_ms(one.record.experiment.created_at), run_id)
                 for run_id, one in live.items()
-                if _fits(query, one.record.experiment)
+                if query.fits(one.record.experiment)
             ]
         return [run_id for _, run_id in sorted(found, reverse=True)]
 
     def best(self, metric: str, mode: Mode | None, query: Query, limit: int | None) -> list[Best]:
         """The runs with the best values, best first. Raises UsageError when ``mode`` is None and no objective says."""
         with self._following.mutex:
-            live = {
-                run_id: one for run_id, one in self._following.live().items() if _fits(query, one.record.experiment)
-            }
+            live = {run_id: one for run_id, one in self._following.live().items() if query.fits(one.record.experiment)}
             chosen = mode if mode is not None else self._declared(metric, query, live)
             checked_mode(metric, chosen, {})
             direction: Mode = "min" if chosen == "min" else "max"
@@ -265,14 +263,3 @@ class LocalBackend:
             link = link_of(history, record.experiment.commits, metric, index) if index is not None else None
         commit_hash, kind = link or own_commit(record.experiment) or (None, None)
         return Best(record.experiment, value, step, commit_hash, kind)
-
-
-def _fits(query: Query, run: Experiment) -> bool:
-    below = None if query.group is None else query.group.rstrip("/") + "/"
-    return (
-        (not query.status or run.status in query.status)
-        and (query.branch is None or run.branch == query.branch)
-        and (query.name is None or run.name == query.name)
-        and (below is None or ((run.group or "") + "/").startswith(below))
-        and query.tags <= set(run.tags)
-    )

@@ -23,23 +23,23 @@ class LocalSink:
         self._journal = journal
         self._shared = shared
         # The hot path: one call fewer where no other process can end the run.
-        self.point: Callable[[str, float, int | None], None] = self._point_of_shell if shared else journal.point
+        self.point: Callable[[str, float, int | None], int] = self._point_of_shell if shared else journal.point
 
     @property
     def degraded(self) -> bool:
         """Whether something logged is only in memory yet."""
         return self._journal.degraded
 
-    def _point_of_shell(self, name: str, value: float, step: int | None) -> None:
+    def _point_of_shell(self, name: str, value: float, step: int | None) -> int:
         with self._still_running():
-            self._journal.point(name, value, step)
+            return self._journal.point(name, value, step)
 
     def append(
         self, event: Mapping[str, Json], *, durable: bool = False, holding: contextlib.ExitStack | None = None
-    ) -> None:
-        """Record an event at the current time."""
+    ) -> int:
+        """Record an event at the current time; returns that."""
         with self._still_running():
-            self._journal.append(event, durable=durable, holding=holding)
+            return self._journal.append(event, durable=durable, holding=holding)
 
     def _still_running(self) -> contextlib.AbstractContextManager[None]:
         # Another process may end a run of the shell at any time: not between this check and the write.

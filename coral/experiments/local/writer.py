@@ -103,34 +103,38 @@ class JournalWriter:
         kept = Path(f"/proc/self/fd/{self._file.fileno()}")
         return kept if kept.exists() else self._file.path
 
-    def point(self, name: str, value: float, step: int | None) -> None:
-        """Record one metric at the current time."""
+    def point(self, name: str, value: float, step: int | None) -> int:
+        """Record one metric at the current time; returns that."""
         now = self._clock()
+        time_ms = int(now * 1000)
         key = self._names.get(name) or self._quoted(name)
         shown = repr(value) if math.isfinite(value) else f'"{tagged(value)}"'
         if step is None:
-            data = line(f'{{"e":"m","t":{int(now * 1000)},"v":{{{key}{shown}}}}}'.encode())
+            data = line(f'{{"e":"m","t":{time_ms},"v":{{{key}{shown}}}}}'.encode())
         else:
-            data = line(f'{{"e":"m","t":{int(now * 1000)},"s":{step},"v":{{{key}{shown}}}}}'.encode())
+            data = line(f'{{"e":"m","t":{time_ms},"s":{step},"v":{{{key}{shown}}}}}'.encode())
         try:
             self._write(data)
         except _REFUSED as error:
             self._refused(error, True, data)
         if now >= self._sync_at:
             self._sync(now)
+        return time_ms
 
     def append(
         self, event: Mapping[str, Json], *, durable: bool = False, holding: contextlib.ExitStack | None = None
-    ) -> None:
+    ) -> int:
         """Record an event at the current time; see ``seams.RunSink``."""
         now = self._clock()
-        data = encode(events.at(event, int(now * 1000)))
+        time_ms = int(now * 1000)
+        data = encode(events.at(event, time_ms))
         try:
             self._write(data)
         except _REFUSED as error:
             self._refused(error, events.is_points(event), data, holding)
         if durable or now >= self._sync_at:
             self._sync(now)
+        return time_ms
 
     def close(self, *, tries: bool = True) -> None:
         """Try once more to write what waits, then close; to be followed by :meth:`let_go`."""
