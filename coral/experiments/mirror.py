@@ -35,9 +35,9 @@ _PAUSE_SECONDS = 0.02
 class Mirror(Protocol):
     """Something that follows runs.
 
-    It is told of one event at a time, in the order in which they were recorded, by a thread that waits for nothing
-    else. It may take its time, and raise; it must not log to the run. In a forked child the parent's runs are recorded,
-    and no mirror is told of it.
+    A tracker tells it of one event at a time, by a thread that does nothing else, and what one thread logged in the
+    order in which it did. It may take its time, and raise; it must not log to the run. In a forked child the parent's
+    runs are recorded, and no mirror is told of it.
     """
 
     def event(self, run: Experiment, event: Event) -> None:
