@@ -9,9 +9,11 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from coral.experiments import ExperimentTracker, endings
+from coral.experiments import Experiment, ExperimentTracker, endings
+from coral.history import Commit
 from coral.repository import Repository
 
 PRELUDE = """
@@ -42,6 +44,30 @@ def tracker(repo: Repository) -> Iterator[ExperimentTracker]:
     yield tracker
     for run in endings.live():
         run.finish(*endings.describe(GeneratorExit()))
+
+
+@pytest.fixture(scope="session")
+def commit() -> Callable[..., Commit]:
+    """``commit(repo, value)``: a commit of one small tensor."""
+
+    def make(repo: Repository, value: float, **kwargs: object) -> Commit:
+        repo.stage_weights({"w": np.full(4, value, dtype=np.float32)})
+        return repo.commit(f"value {value}", **kwargs)  # type: ignore[call-overload, no-any-return]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished() -> Callable[..., Experiment]:
+    """``finished(tracker, name, losses)``: a run that logged these and ended."""
+
+    def run(tracker: ExperimentTracker, name: str, values: list[float], **kwargs: object) -> Experiment:
+        tracker.start(name, **kwargs)  # type: ignore[arg-type]
+        for step, value in enumerate(values):
+            tracker.log("loss", value, step=step)
+        return tracker.end()
+
+    return run
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from coral.errors import CoralError, ExperimentNotFoundError, RefNotFoundError, UsageError
 from coral.experiments import Experiment, ExperimentTracker
 from coral.experiments.lookup import find
+from coral.history import Commit
 from coral.repository import Repository
-from tests.experiments.test_tracker import commit, finished
 
 IDS = st.text("abc0", min_size=12, max_size=12)
 NAMES = st.text("abc0", max_size=5) | IDS
+Committer = Callable[..., Commit]
+Finisher = Callable[..., Experiment]
 
 
 @given(st.dictionaries(IDS, NAMES, max_size=6), st.data())
@@ -36,14 +38,14 @@ def test_the_rule(names: dict[str, str], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("wanted", [None, 5, b"a", ["a"], {}])
-def test_what_is_no_text_names_no_run(tracker: ExperimentTracker, wanted: object) -> None:
+def test_what_is_no_text_names_no_run(tracker: ExperimentTracker, wanted: object, finished: Finisher) -> None:
     """It is a UsageError, not one of Python's."""
     finished(tracker, "a", [1.0])
     with pytest.raises(UsageError, match="names no run"):
         tracker.get(wanted)  # type: ignore[arg-type]
 
 
-def test_a_name_that_is_nearly_right_is_told(tracker: ExperimentTracker) -> None:
+def test_a_name_that_is_nearly_right_is_told(tracker: ExperimentTracker, finished: Finisher) -> None:
     """The hint has the names and ids that look like it."""
     run = finished(tracker, "victim", [1.0])
     for wanted, meant in (("victm", "victim"), (run.experiment_id[:-1] + "x", run.experiment_id)):
@@ -68,7 +70,11 @@ DOORS: dict[str, Callable[[ExperimentTracker, str], object]] = {
 
 @pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
 def test_a_run_is_named_in_the_same_ways_at_every_door(
-    repo: Repository, tracker: ExperimentTracker, door: Callable[[ExperimentTracker, str], object]
+    repo: Repository,
+    tracker: ExperimentTracker,
+    door: Callable[[ExperimentTracker, str], object],
+    commit: Committer,
+    finished: Finisher,
 ) -> None:
     """By id, first digits or unique name; a name of two runs is refused, and both are listed."""
     tracker.start("victim")
@@ -100,7 +106,9 @@ def test_attach_takes_a_name(repo: Repository, tracker: ExperimentTracker) -> No
         tracker.attach("nobody")
 
 
-def test_a_deleted_run_is_named_among_the_deleted(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_a_deleted_run_is_named_among_the_deleted(
+    repo: Repository, tracker: ExperimentTracker, finished: Finisher
+) -> None:
     """A name that a run has which is still there brings back the one in the trash, and says which that was."""
     first = finished(tracker, "a", [1.0])
     tracker.delete("a")
@@ -134,7 +142,7 @@ def test_a_metric_that_nobody_logged_is_said_so_first(repo: Repository, tracker:
         tracker.find_best("val_loss")
 
 
-def test_several_runs_of_a_name_are_listed(tracker: ExperimentTracker) -> None:
+def test_several_runs_of_a_name_are_listed(tracker: ExperimentTracker, finished: Finisher) -> None:
     """One a line that fits a terminal, newest first, with when each was made and where it stands."""
     first = finished(tracker, "victim", [1.0])
     time.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import subprocess
 import threading
 import time
 import warnings
@@ -21,7 +22,8 @@ from coral.experiments.local.journal import decode
 from coral.experiments.mirror import MirroredSink
 from coral.repository import Repository
 from coral.testing.contracts.mirrors import ListMirror, points_of
-from tests.experiments.conftest import Spawn
+
+Spawn = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture(autouse=True)
@@ -290,6 +292,8 @@ def test_a_forked_child_tells_no_mirror(repo: Repository) -> None:
     follows = ListMirror()
     idle = ExperimentTracker(Repository(repo.path), mirrors=[follows])
     idle.start("before").end()
+    shell = ExperimentTracker(Repository(repo.path)).start("shell", owner="shell")
+    attached = ExperimentTracker(Repository(repo.path), mirrors=[follows]).attach(shell.experiment_id)
     tracker = ExperimentTracker(repo, mirrors=[follows])
     run = tracker.start("a")
     tracker.log("loss", 0.5, 1)
@@ -303,12 +307,15 @@ def test_a_forked_child_tells_no_mirror(repo: Repository) -> None:
                 assert len(follows.told) == before
                 with contextlib.suppress(ConflictError):
                     run.end()
+                warnings.simplefilter("error", RuntimeWarning)  # of a mirror that would be waited for
+                attached.close()
                 own = idle.start("child")
                 own.end()
                 assert [event["e"] for event in follows.events(own.experiment_id)] == ["start", "end"]
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
     tracker.log("loss", 0.125, 3)
     run.end()
+    attached.close()
     assert follows.points(run.experiment_id) == {"loss": [(1, 0.5), (3, 0.125)]}
     assert len(tracker.get(run.experiment_id).metrics) == 3
 

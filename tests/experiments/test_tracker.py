@@ -24,22 +24,11 @@ from coral.experiments.local.backend import LocalBackend
 from coral.history import Commit
 from coral.repository import Repository
 
-
-def commit(repo: Repository, value: float, **kwargs: object) -> Commit:
-    """A commit of one small tensor."""
-    repo.stage_weights({"w": np.full(4, value, dtype=np.float32)})
-    return repo.commit(f"value {value}", **kwargs)  # type: ignore[call-overload, no-any-return]
+Committer = Callable[..., Commit]
+Finisher = Callable[..., Experiment]
 
 
-def finished(tracker: ExperimentTracker, name: str, values: list[float], **kwargs: object) -> Experiment:
-    """A run that logged these losses and ended."""
-    tracker.start(name, **kwargs)  # type: ignore[arg-type]
-    for step, value in enumerate(values):
-        tracker.log("loss", value, step=step)
-    return tracker.end()
-
-
-def test_the_basic_workflow(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_the_basic_workflow(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """Start, log, commit, end with the commit: everything is there afterwards, in memory and on disk."""
     run = tracker.start("bert", description="d", params={"lr": 0.001}, tags=["nlp"], group="a/b", notes="n")
     assert isinstance(run, Run) and run.status is ExperimentStatus.RUNNING
@@ -69,7 +58,7 @@ def test_the_basic_workflow(repo: Repository, tracker: ExperimentTracker) -> Non
     assert made.run_id == run.experiment_id
 
 
-def test_a_run_as_json(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_a_run_as_json(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """Commits, artifacts and points are named as their attributes are, and every time is ISO 8601."""
     run = tracker.start("a")
     tracker.log("loss", 0.5, step=1)
@@ -155,7 +144,7 @@ def test_a_live_run_is_seen_by_others(repo: Repository, tracker: ExperimentTrack
     assert other.get_summary()["total_metrics_logged"] == 3
 
 
-def test_list_filters(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_list_filters(repo: Repository, tracker: ExperimentTracker, finished: Finisher) -> None:
     """By status, tags, branch, name, group and labels; newest first; limited."""
     first = finished(tracker, "a", [1.0], tags=["x", "y"], group="vision/resnet", labels={"k": "1"})
     second = finished(tracker, "b", [2.0], tags=["x"], group="vision", labels={"k": "2"})
@@ -177,7 +166,7 @@ def test_list_filters(repo: Repository, tracker: ExperimentTracker) -> None:
         tracker.list(status="glorious")
 
 
-def test_get_takes_a_unique_prefix(tracker: ExperimentTracker) -> None:
+def test_get_takes_a_unique_prefix(tracker: ExperimentTracker, finished: Finisher) -> None:
     """Four digits or more that one run has; anything else raises, never a wrong or empty answer."""
     run = finished(tracker, "a", [1.0])
     assert tracker.get(run.experiment_id[:4]).experiment_id == run.experiment_id
@@ -186,7 +175,7 @@ def test_get_takes_a_unique_prefix(tracker: ExperimentTracker) -> None:
             tracker.get(name)
 
 
-def test_find_best(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_find_best(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """Best first, ties to the older run, NaN and infinities never, each with its step, commit and link."""
     for name, values in (("a", [3.0, 1.0, 2.0]), ("b", [math.nan, -math.inf, 0.5]), ("c", [math.nan])):
         tracker.start(name, params={"n": name}, tags=[name])
@@ -213,7 +202,9 @@ def test_find_best(repo: Repository, tracker: ExperimentTracker) -> None:
         tracker.find_best("loss", mode="up")  # type: ignore[arg-type]
 
 
-def test_the_objective_says_which_way_is_better(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_the_objective_says_which_way_is_better(
+    repo: Repository, tracker: ExperimentTracker, finished: Finisher
+) -> None:
     """Declared by the runs; two runs that disagree make it ambiguous."""
     finished(tracker, "a", [2.0, 1.0], objective={"loss": "min"})
     assert tracker.find_best("loss")[0]["best_value"] == 1.0
@@ -223,7 +214,7 @@ def test_the_objective_says_which_way_is_better(repo: Repository, tracker: Exper
         tracker.find_best("loss")
 
 
-def test_save_with_metrics_alone_is_found(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_save_with_metrics_alone_is_found(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """commit(step=, metrics=) logs the metrics and links them exactly, without doubling what the loop logged."""
     tracker.start("a", objective={"val": "min"})
     commit(repo, 1, step=1, metrics={"val": 0.5})
@@ -235,7 +226,7 @@ def test_save_with_metrics_alone_is_found(repo: Repository, tracker: ExperimentT
     assert (best["commit_hash"], best["link"], run.commit_hash) == (second.commit_hash, "exact", second.commit_hash)
 
 
-def test_load_best_gives_that_steps_weights(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_load_best_gives_that_steps_weights(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """The weights are those of the best step, not of the last; refs say the same."""
     tracker.start("a", objective={"loss": "min"})
     for step, value in enumerate([3.0, 1.0, 2.0]):
@@ -249,7 +240,7 @@ def test_load_best_gives_that_steps_weights(repo: Repository, tracker: Experimen
     assert repo.resolve(f"run:{tracker.list()[0].experiment_id[:6]}") == repo.resolve("HEAD")
 
 
-def test_refs_that_name_nothing_raise(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_refs_that_name_nothing_raise(repo: Repository, tracker: ExperimentTracker, finished: Finisher) -> None:
     """No metric, no commit, no run, no direction: each is an error that says so."""
     finished(tracker, "a", [1.0])
     for ref in ("best:nope:min", "best:nope", "best:loss:lower", "best:loss:min", "run:nope", "run:a", "run:", "best:"):
@@ -261,7 +252,7 @@ def test_refs_that_name_nothing_raise(repo: Repository, tracker: ExperimentTrack
         tracker.load_best("nope", "min")
 
 
-def test_compare(tracker: ExperimentTracker) -> None:
+def test_compare(tracker: ExperimentTracker, finished: Finisher) -> None:
     """Basic facts, metric values, and only the parameters that differ."""
     a = finished(tracker, "a", [2.0, 1.0], params={"opt": {"lr": 1, "wd": 0}})
     b = finished(tracker, "b", [3.0], params={"opt": {"lr": 2, "wd": 0}, "x": 1})
@@ -280,7 +271,9 @@ def test_compare(tracker: ExperimentTracker) -> None:
     assert compared["params_same"] == {"opt.wd": 0}
 
 
-def test_resume_opens_a_child_at_the_last_linked_commit(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_resume_opens_a_child_at_the_last_linked_commit(
+    repo: Repository, tracker: ExperimentTracker, commit: Committer
+) -> None:
     """The child has params, tags and parent; its branch starts at that commit; the shell's HEAD stays."""
     parent = tracker.start("a b!", params={"opt": {"lr": 1, "wd": 2}}, tags=["x"], group="g", labels={"k": "v"})
     made = commit(repo, 1, step=1)
@@ -314,7 +307,9 @@ def test_a_running_run_cannot_be_resumed_or_deleted(repo: Repository, tracker: E
         other.delete(run.experiment_id)
 
 
-def test_delete_moves_to_a_trash_that_restores(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_delete_moves_to_a_trash_that_restores(
+    repo: Repository, tracker: ExperimentTracker, finished: Finisher
+) -> None:
     """A deleted run is nowhere, and comes back whole."""
     run = finished(tracker, "a", [1.0, 2.0])
     before = (repo.folder.root / "experiments" / f"{run.experiment_id}.json").read_bytes()
@@ -330,7 +325,7 @@ def test_delete_moves_to_a_trash_that_restores(repo: Repository, tracker: Experi
         tracker.restore(run.experiment_id)
 
 
-def test_runs_for_a_commit(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_runs_for_a_commit(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """The run that made it, and the run that was ended with it."""
     outside = commit(repo, 0)
     a = tracker.start("a")
@@ -359,7 +354,7 @@ def test_the_context_manager_ends_truthfully(tracker: ExperimentTracker) -> None
     assert b.failure == {"kind": "exception", "type": "ZeroDivisionError", "message": "division by zero"}
 
 
-def test_two_live_runs_never_share_a_branch(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_two_live_runs_never_share_a_branch(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """The second one, from another Repository, gets a branch of its own."""
     commit(repo, 0)
     run = tracker.start("a")
@@ -373,7 +368,7 @@ def test_two_live_runs_never_share_a_branch(repo: Repository, tracker: Experimen
     assert other_repo.branch == "main"
 
 
-def test_results_show_themselves(tracker: ExperimentTracker) -> None:
+def test_results_show_themselves(tracker: ExperimentTracker, finished: Finisher) -> None:
     """As rows, text, HTML (escaped) and a data frame."""
     finished(tracker, "<b>", [1.0, 0.5], params={"opt": {"lr": 0.1}}, tags=["x"])
     runs = tracker.list()
@@ -422,7 +417,7 @@ def test_artifacts(repo: Repository, tracker: ExperimentTracker, tmp_path: Path)
         kept.load_artifact("nope")
 
 
-def test_histories_are_equal_when_their_points_are(tracker: ExperimentTracker) -> None:
+def test_histories_are_equal_when_their_points_are(tracker: ExperimentTracker, finished: Finisher) -> None:
     """Those of one run read twice are, and so is a list of the same points; as many other points are not."""
     run = finished(tracker, "a", [0.5, 0.25])
     other = finished(tracker, "b", [0.5, 0.75])
@@ -436,7 +431,7 @@ def test_histories_are_equal_when_their_points_are(tracker: ExperimentTracker) -
         assert points(once) != "ab" and points(once) != 2
 
 
-def test_the_best_of_a_live_run_has_its_commit(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_the_best_of_a_live_run_has_its_commit(repo: Repository, tracker: ExperimentTracker, commit: Committer) -> None:
     """The commit of the best step is known while the run goes on."""
     tracker.start("a", objective={"loss": "min"})
     made = []
@@ -508,7 +503,9 @@ def test_a_backend_is_used(repo: Repository) -> None:
     assert ExperimentTracker(repo).list() == [] and len(ExperimentTracker(repo, backend=backend).list()) == 1
 
 
-def test_a_runs_own_commit_stands_in_for_its_best_steps(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_a_runs_own_commit_stands_in_for_its_best_steps(
+    repo: Repository, tracker: ExperimentTracker, commit: Committer, finished: Finisher
+) -> None:
     """Where none is linked to that step; it is marked so, and asking for the best weights by metric warns."""
     tracker.start("a", objective={"loss": "min"})
     for value in (0.5, 0.1, 0.3):
@@ -600,7 +597,9 @@ def test_all_changes_of_a_run_together_have_an_end() -> None:
         assert run.params["p19"] == {"type": "str", "repr": "<10485771 bytes of JSON>"}
 
 
-def test_a_run_that_cannot_be_read_is_not_the_best(repo: Repository, tracker: ExperimentTracker) -> None:
+def test_a_run_that_cannot_be_read_is_not_the_best(
+    repo: Repository, tracker: ExperimentTracker, finished: Finisher
+) -> None:
     """The next one is; a warning names it."""
     bad, good = finished(tracker, "bad", [1.0], params={"lr": 0.25}), finished(tracker, "good", [2.0])
     path = repo.folder.root / "experiments" / f"{bad.experiment_id}.json"
@@ -628,7 +627,7 @@ def test_snapshots_go_to_other_processes(tracker: ExperimentTracker) -> None:
         assert str(pickle.loads(pickle.dumps(tracker.lineage("a")))) == str(tracker.lineage("a"))
 
 
-def test_what_makes_no_sense_is_said_so(tracker: ExperimentTracker) -> None:
+def test_what_makes_no_sense_is_said_so(tracker: ExperimentTracker, finished: Finisher) -> None:
     """By coral, wherever an argument is taken, and nothing is started by it; never by an error of Python's own."""
     finished(tracker, "a", [1.0])
     start: Any = tracker.start
@@ -661,7 +660,7 @@ def test_what_makes_no_sense_is_said_so(tracker: ExperimentTracker) -> None:
     assert len(tracker.list()) == 2
 
 
-def test_labels_are_asked_for_alike(tracker: ExperimentTracker) -> None:
+def test_labels_are_asked_for_alike(tracker: ExperimentTracker, finished: Finisher) -> None:
     """Tags that are key and value find the best run as they find any."""
     for value, team in enumerate("aabb"):
         finished(tracker, f"r{value}", [float(value)], labels={"team": team})
@@ -669,7 +668,7 @@ def test_labels_are_asked_for_alike(tracker: ExperimentTracker) -> None:
     assert {one.name for one in tracker.list(tags={"team": "b"})} == {"r2", "r3"}
 
 
-def test_compare_says_which_metric_is_none(tracker: ExperimentTracker) -> None:
+def test_compare_says_which_metric_is_none(tracker: ExperimentTracker, finished: Finisher) -> None:
     """A lone string is one metric; one that none of the runs logged is an error with near misses."""
     finished(tracker, "a", [1.0])
     assert tracker.compare(["a"], metrics="loss") == tracker.compare(["a"], metrics=["loss"])
