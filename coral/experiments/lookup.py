@@ -41,11 +41,11 @@ def find(
     if wanted in names:
         return wanted
     is_prefix = _PREFIX.fullmatch(wanted) is not None
-    found = [run for run, name in names.items() if name == wanted or (is_prefix and run.startswith(wanted))]
+    found = [run_id for run_id, name in names.items() if name == wanted or (is_prefix and run_id.startswith(wanted))]
     found = found if wanted else []  # a damaged run's name is empty
     if len(found) > 1:
-        newest = sorted(found, key=lambda run: (facts.get(run, (0, "")), run), reverse=True)
-        lines = [_line(run, names[run], facts.get(run)) for run in newest[:_SHOWN]]
+        newest = sorted(found, key=lambda run_id: (facts.get(run_id, (0, "")), run_id), reverse=True)
+        lines = [_line(run_id, names[run_id], facts.get(run_id)) for run_id in newest[:_SHOWN]]
         more = [f"and {len(found) - _SHOWN} more: {listing!r}"] if len(found) > _SHOWN else []
         listed = "\n  ".join(["give the id of one:", *lines, *more])
         raise UsageError(f"{wanted!r} could be any of {len(found)} runs", hint=listed)
@@ -55,10 +55,10 @@ def find(
     return found[0]
 
 
-def _line(run: str, name: str, facts: tuple[int, str] | None) -> str:
+def _line(run_id: str, name: str, facts: tuple[int, str] | None) -> str:
     """One of several runs, in a line that fits a terminal."""
     told = f"  {from_ms(facts[0]).astimezone():%Y-%m-%d %H:%M}  {facts[1]:<9}" if facts else ""
-    return f"{run}{told}  {name}"[:_COLUMNS].rstrip()
+    return f"{run_id}{told}  {name}"[:_COLUMNS].rstrip()
 
 
 def near(wanted: str, known: Iterable[str]) -> str | None:

@@ -51,14 +51,14 @@ def lineage(
 
 
 def _descendants(
-    run: str,
+    run_id: str,
     load: Callable[[str], Experiment | None],
     children: Callable[[str], Sequence[str]],
     seen: set[str],
     generation: int,
 ) -> tuple[Lineage, ...]:
     found = []
-    for child in children(run) if generation <= _MOST_GENERATIONS else ():
+    for child in children(run_id) if generation <= _MOST_GENERATIONS else ():
         if child not in seen and (one := load(child)) is not None:
             seen.add(child)
             found.append(Lineage(one, (), _descendants(child, load, children, seen, generation + 1)))
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Experiment], metrics: Sequence[str] | None) -> dict[s
     differing: dict[str, dict[str, object]] = {}
     same: dict[str, object] = {}
     for name in sorted({name for params in flat.values() for name in params}):
-        values: dict[str, object] = {run: params.get(name) for run, params in flat.items()}
+        values: dict[str, object] = {run_id: params.get(name) for run_id, params in flat.items()}
         first = next(iter(values.values()))
         if all(name in params for params in flat.values()) and all(value == first for value in values.values()):
             same[name] = first

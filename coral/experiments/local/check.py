@@ -37,20 +37,20 @@ def run_ids(repo: Repository) -> list[str]:
 def damaged_runs(repo: Repository) -> Iterator[DamagedRun]:
     """The runs whose fields, points or journal cannot be read, or not all of them; those in the trash come last."""
     backend = LocalBackend(repo.folder)
-    for run in run_ids(repo):
-        yield from _damage(run, backend.load)
-    for run in backend.trashed():
-        yield from _damage(run, backend.load_trashed)
+    for run_id in run_ids(repo):
+        yield from _damage(run_id, backend.load)
+    for run_id in backend.trashed():
+        yield from _damage(run_id, backend.load_trashed)
 
 
-def _damage(run: str, load: Callable[[str], Experiment]) -> Iterator[DamagedRun]:
+def _damage(run_id: str, load: Callable[[str], Experiment]) -> Iterator[DamagedRun]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            len(load(run).metrics)
+            len(load(run_id).metrics)
         except ExperimentNotFoundError:
             return  # deleted or restored meanwhile
         except CoralError as error:
-            yield DamagedRun(run, error.message)
+            yield DamagedRun(run_id, error.message)
             return
-    yield from (DamagedRun(run, str(one.message)) for one in told)
+    yield from (DamagedRun(run_id, str(one.message)) for one in told)

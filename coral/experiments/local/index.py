@@ -84,10 +84,10 @@ class Index:
         scanned, changed = self._clock_ns(), 0
         # The names in one text, parted by what no name contains: a match each costs a third of a query without index.
         present = set(_FILES.findall("\0".join(["", *os.listdir(fd), ""])))
-        for run in table.rows.keys() - present:
-            table.drop(run)
+        for run_id in table.rows.keys() - present:
+            table.drop(run_id)
             changed += 1
-        stale = [run for run in present if not self._is_good(fd, table, run)]
+        stale = [run_id for run_id in present if not self._is_good(fd, table, run_id)]
         for start in range(0, len(stale), _BATCH):
             changed += self._read(fd, table, stale[start : start + _BATCH])
         was_settled = table.folder == folder and folder[0] < table.scanned_ns - _TICK_NS
@@ -95,12 +95,12 @@ class Index:
         table.folder, table.scanned_ns = folder, scanned
         return bool(changed) or settled
 
-    def _is_good(self, fd: int, table: Table, run: str) -> bool:
-        row = table.rows.get(run)
+    def _is_good(self, fd: int, table: Table, run_id: str) -> bool:
+        row = table.rows.get(run_id)
         if row is None:
             return False
         try:
-            key = _key(os.stat(run + ".json", dir_fd=fd, follow_symlinks=False))
+            key = _key(os.stat(run_id + ".json", dir_fd=fd, follow_symlinks=False))
         except OSError:
             return False
         return key == table.key(row) and key[0] < table.scanned_ns - _TICK_NS
@@ -109,18 +109,18 @@ class Index:
         """Read files anew; returns how many are not what they were."""
         files: list[_File] = []
         changed = 0
-        for run in runs:
+        for run_id in runs:
             try:
-                key, data = read_head(run + ".json", fd)
+                key, data = read_head(run_id + ".json", fd)
             except OSError:
-                table.drop(run)
+                table.drop(run_id)
                 changed += 1
                 continue
-            changed += _is_new(table, run, key)
+            changed += _is_new(table, run_id, key)
             if len(data) <= _HEAD_BYTES:
-                files.append((run, key, data))
+                files.append((run_id, key, data))
             else:  # may be long, and many of them together too long for the memory
-                self._add(table, [(run, key, data)])
+                self._add(table, [(run_id, key, data)])
         if files:
             self._add(table, files)
         return changed
@@ -143,10 +143,10 @@ class Index:
 
     def _tell_of_malformed(self, table: Table) -> None:
         """Warn of what another process found to be malformed: each process is told once."""
-        for run, row in table.rows.items():
-            if not table.text["status"][row] and run not in self._told:
-                self._told.add(run)
-                text = f"the experiment file {run}.json is left out: it is not the file of a run"
+        for run_id, row in table.rows.items():
+            if not table.text["status"][row] and run_id not in self._told:
+                self._told.add(run_id)
+                text = f"the experiment file {run_id}.json is left out: it is not the file of a run"
                 threads.warn(text)
 
     def _load(self) -> Table | None:
@@ -171,31 +171,36 @@ class Index:
     def names(self) -> dict[str, str]:
         """All runs, in no order: the name of each id; an empty one where the file is malformed."""
         names = self._rows.text["names"]
-        return {run: names[row] for run, row in self._rows.rows.items()}
+        return {run_id: names[row] for run_id, row in self._rows.rows.items()}
 
     def facts(self) -> dict[str, tuple[int, str]]:
         """When each run was created, milliseconds since 1970, and its status; as their files say it."""
         created, status = self._rows.number["created"], self._rows.text["status"]
         return {
-            run: (created[row], status[row]) for run, row in self._rows.rows.items() if 0 <= created[row] <= LAST_MS
+            run_id: (created[row], status[row])
+            for run_id, row in self._rows.rows.items()
+            if 0 <= created[row] <= LAST_MS
         }
 
     def running(self) -> list[str]:
         """The runs whose file says that they run."""
         table = self._rows
-        return [run for run, row in table.rows.items() if table.text["status"][row] in ("running", "pending")]
+        return [run_id for run_id, row in table.rows.items() if table.text["status"][row] in ("running", "pending")]
 
     def select(self, query: Query) -> list[tuple[int, str]]:
         """The matching runs' creation time (milliseconds since 1970) and id, in no order."""
         table = self._rows
         created, matches = table.number["created"], _matcher(table, query)
-        return [(created[row], run) for run, row in table.rows.items() if matches(row)]
+        return [(created[row], run_id) for run_id, row in table.rows.items() if matches(row)]
 
     def where(self, column: str, text: str) -> list[str]:
         """The runs with this ``commit`` or ``parent``, oldest first."""
         table = self._rows
         cells, created = table.text[column], table.number["created"]
-        return [run for _, run in sorted((created[row], run) for run, row in table.rows.items() if cells[row] == text)]
+        return [
+            run_id
+            for _, run_id in sorted((created[row], run_id) for run_id, row in table.rows.items() if cells[row] == text)
+        ]
 
     def objectives(self, metric: str, query: Query) -> set[str]:
         """The directions that the matching runs declared for a metric."""
@@ -222,7 +227,7 @@ class Index:
             if value == value and ids[row] and matches(row)
         )
         chosen = sorted(found) if limit is None else heapq.nsmallest(limit, found)
-        return [(sign * value, when, run, None if step == NO_STEP else step) for value, when, run, step in chosen]
+        return [(sign * value, when, run_id, None if step == NO_STEP else step) for value, when, run_id, step in chosen]
 
     def totals(self) -> Totals:
         """What there is, in numbers."""
@@ -268,8 +273,8 @@ def _key(status: os.stat_result) -> FileKey:
     return time_ns, status.st_size, status.st_ino & MAX_STEP
 
 
-def _is_new(table: Table, run: str, key: FileKey) -> bool:
-    row = table.rows.get(run)
+def _is_new(table: Table, run_id: str, key: FileKey) -> bool:
+    row = table.rows.get(run_id)
     return row is None or table.key(row) != key
 
 

@@ -64,9 +64,9 @@ class Table:
         """What the row's file was like when it was read."""
         return self.number["mtime"][row], self.number["size"][row], self.number["inode"][row]
 
-    def drop(self, run: str) -> None:
+    def drop(self, run_id: str) -> None:
         """Forget a run."""
-        row = self.rows.pop(run, None)
+        row = self.rows.pop(run_id, None)
         if row is not None:
             self.text["ids"][row] = ""
 
@@ -81,13 +81,13 @@ class Table:
                 metric = self.metrics[name] = Column()
             metric.extend(first, best)
 
-    def add_malformed(self, run: str, key: FileKey) -> None:
+    def add_malformed(self, run_id: str, key: FileKey) -> None:
         """Add a file that is not a run's, so that it is not read again and again."""
-        self._extend([run], [[run], *[[""]] * (len(_TEXTS) - 1)], [[number] for number in (*key, 0, 0)])
+        self._extend([run_id], [[run_id], *[[""]] * (len(_TEXTS) - 1)], [[number] for number in (*key, 0, 0)])
 
     def _extend(self, runs: Sequence[str], texts: Iterable[Sequence[str]], numbers: Iterable[Iterable[int]]) -> int:
-        for run in runs:
-            self.drop(run)
+        for run_id in runs:
+            self.drop(run_id)
         first = len(self.text["ids"])
         for cells, more in zip(self.text.values(), texts, strict=True):
             cells.extend(more)
@@ -238,7 +238,7 @@ def _parse(header: dict[str, dict[str, list[str]]], blob: _Blob) -> Table:
         column.min, column.max = blob.floats(size), blob.floats(size)
         if size and not 0 <= min(column.row) <= max(column.row) < count:
             raise ValueError("a metric of a run that is not there")
-    table.rows = {run: row for row, run in enumerate(table.text["ids"]) if run}
+    table.rows = {run_id: row for row, run_id in enumerate(table.text["ids"]) if run_id}
     folder = [int(number) for number in header["folder"]]
     table.folder, table.scanned_ns = (folder[0], folder[1], folder[2]), int(header["scanned"])  # type: ignore[call-overload]
     return table
