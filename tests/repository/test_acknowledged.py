@@ -331,13 +331,14 @@ def steps_of(project: Path) -> list[int | None]:
 def test_a_signal_waits_for_no_lock_of_the_main_thread(tmp_path: Path) -> None:
     """The main thread is in the middle of logging, as the commit is about to be: both go on, and the signal kills."""
     script = """
-import coral.experiments.events as fold
+from dataclasses import replace
+from coral.experiments import events
 run = ExperimentTracker(repo).start("x")
-real = fold.Fold._params
+real = events.Fold._params
 def params(self, event, t):
     if event["v"] == {"a": 1}: os.kill(os.getpid(), signal.SIGTERM); time.sleep(1)
     return real(self, event, t)
-fold._HANDLERS["p"] = params
+events.KINDS["p"] = replace(events.KINDS["p"], apply=params)
 save(1)
 run.log_params({"a": 1})
 time.sleep(60)
