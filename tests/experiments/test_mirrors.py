@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import subprocess
 import threading
@@ -22,6 +23,7 @@ from coral.experiments.local.journal import decode
 from coral.experiments.mirror import MirroredSink
 from coral.repository import Repository
 from coral.testing.contracts.mirrors import ListMirror, points_of
+from coral.testing.interrupts import Steps
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 
@@ -270,6 +272,25 @@ def test_a_mirror_that_ends_the_run_hangs_nothing(repo: Repository) -> None:
             thread.join(timeout=3)
         run.end()
     assert str(tracker.get(run.experiment_id).status) == "completed"
+
+
+def test_an_interrupt_costs_a_mirror_one_point_at_most(repo: Repository) -> None:
+    """At every line of `log`, and of what says something once: the run and its mirrors go on, and the end is told."""
+    follows = ListMirror()
+    tracker = ExperimentTracker(repo, mirrors=[follows])
+    run, hits = tracker.start("a"), 0
+    for place in itertools.count(1):
+        hit = Steps(place).run(lambda: tracker.log("loss", 0.5, place))  # noqa: B023
+        hit |= Steps(place).run(lambda: tracker.add_tags([f"tag{place}"]))  # noqa: B023
+        hits += hit
+        if not hit:
+            break
+    run.end()
+    told, recorded = follows.points(run.experiment_id)["loss"], tracker.get(run.experiment_id)
+    logged = [(one.step, one.value) for one in recorded.metrics]
+    assert place > 5 and set(told) <= set(logged) and len(told) >= len(logged) - hits
+    tags = [tag for event in follows.events(run.experiment_id) if event["e"] == "set" for tag in event["v"]["add_tags"]]  # type: ignore[index, call-overload, union-attr]
+    assert tags == recorded.tags and follows.events(run.experiment_id)[-1]["e"] == "end"
 
 
 @contextlib.contextmanager
