@@ -38,6 +38,8 @@ INLINE_LIMIT = 32
 
 _LIST_CONTEXT = "coral 2026 chunk list 1"
 _CODE_CONTEXT = "coral 2026 code changes 1"
+RUN_ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
+"""What a :data:`RunId` looks like."""
 _CONTENT_REF = re.compile(r"(?:b3|b3l):[0-9a-f]{64}|hex:(?:[0-9a-f]{2}){0,32}", re.ASCII)
 # Fingerprints never leave the process; a secret seed keeps crafted collisions useless.
 _PROCESS_SEED = int.from_bytes(os.urandom(8), "little")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from coral.experiments.scalars import Json, number, stored, tagged, whole
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
 
-ID = re.compile(r"[0-9a-f]{12}", re.ASCII)
 """What every run's id is made of."""
 MODES: dict[str, Mode] = {"min": "min", "max": "max"}
 LinkKind = Literal["exact", "inferred", "before", "run"]

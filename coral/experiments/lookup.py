@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -63,5 +62,7 @@ def _line(run_id: str, name: str, facts: tuple[int, str] | None) -> str:
 
 def near(wanted: str, known: Iterable[str]) -> str | None:
     """A hint that names what the caller may have meant."""
-    close = difflib.get_close_matches(wanted, [*known], n=3)
+    from difflib import get_close_matches  # for who mistyped a name
+
+    close = get_close_matches(wanted, [*known], n=3)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else None

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import secrets
-import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -33,7 +30,7 @@ def new_run(name: str, params: dict[str, Json], tags: Iterable[str] | None, owne
         raise UsageError(f"owner {owner!r} is neither 'process' nor 'shell'")
     time, kept = from_ms(to_ms(now())), shown(params)
     return Experiment(
-        experiment_id=secrets.token_hex(6),
+        experiment_id=os.urandom(6).hex(),
         name=redact_text(name, "name"),
         status=ExperimentStatus.RUNNING,
         created_at=time,
@@ -49,9 +46,9 @@ def new_run(name: str, params: dict[str, Json], tags: Iterable[str] | None, owne
 def environment() -> dict[str, Json]:
     """Where this process runs."""
     return {
-        "hostname": socket.gethostname(),
+        "hostname": os.uname().nodename,
         "pid": os.getpid(),
-        "python": platform.python_version(),
+        "python": sys.version.split()[0],
         "platform": sys.platform,
         "coral": getattr(sys.modules.get("coral"), "__version__", None),
     }

@@ -17,7 +17,7 @@ from coral.errors import CoralError, NotFoundError
 from coral.format.contents import RUNS, TRASH, lock
 from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
-from coral.ids import ContentRef, RunId, checksum
+from coral.ids import RUN_ID, ContentRef, RunId, checksum
 from coral.storage.locks import file_lock
 from coral.verbs.git_manifests import STORED
 
@@ -39,8 +39,9 @@ Seen = dict[str, tuple[float, int]]
 
 
 def run_ids(folder: Folder) -> list[RunId]:
-    """The ids of the runs there are, by the names of their files alone."""
-    return sorted(RunId(name.removesuffix(_RUN)) for name in folder.names(RUNS) if name.endswith(_RUN))
+    """The ids of the runs there are, damaged or not, by the names of their files alone."""
+    stems = (name.removesuffix(_RUN) for name in folder.names(RUNS) if name.endswith(_RUN))
+    return sorted(RunId(stem) for stem in stems if RUN_ID.fullmatch(stem))
 
 
 class RunText(NamedTuple):

@@ -15,13 +15,14 @@ from coral.experiments import ExperimentTracker
 from coral.experiments.columns import MetricColumns
 from coral.experiments.events import Fold
 from coral.experiments.experiment import Experiment
-from coral.experiments.local.check import damaged_runs, run_ids
+from coral.experiments.local.check import damaged_runs
 from coral.experiments.local.journal import encode
 from coral.experiments.local.record import SUMMARY
 from coral.experiments.scalars import Json
 from coral.repository import Repository
 from coral.testing.memory import little_memory
 from coral.testing.processes import Note, Warm
+from coral.verbs.runs import run_ids
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,7 +198,7 @@ def test_each_damaged_run_is_named(repo: Repository, tracker: ExperimentTracker,
     found = {one.experiment_id: one.message for one in damaged_runs(Repository(repo.path))}
     assert found.keys() == {ended.stem, live.experiment_id, run.experiment_id}
     assert "journal" in found[live.experiment_id]
-    assert [*run_ids(repo), run.experiment_id] == list(found)
+    assert [*run_ids(repo.folder), run.experiment_id] == list(found)
     with pytest.warns(RuntimeWarning, match="journal"):
         live.end()
 

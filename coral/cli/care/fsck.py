@@ -54,7 +54,8 @@ def command(session: Session, read_data: str | None, git: bool, repair: bool, as
       coral fsck --read-data --repair
       coral fsck --git
     """
-    from coral.experiments.local.check import damaged_runs, run_ids
+    from coral.experiments.local.check import damaged_runs
+    from coral.verbs.runs import run_ids
 
     repo, share = session.open(), _share(read_data)
     with progress_bar("checking", None, quiet=session.quiet) as progress:
@@ -66,7 +67,7 @@ def command(session: Session, read_data: str | None, git: bool, repair: bool, as
         _describe(session, checked, lost)
         read = f", {size(checked.nbytes)} read and verified" if share else ""
         counts = f"commits {checked.commits}, manifests {checked.manifests}, tensors {checked.tensors}"
-        session.say(f"{counts}, runs {len(run_ids(repo))}{read}")
+        session.say(f"{counts}, runs {len(run_ids(repo.folder))}{read}")
     if checked.damage or lost:
         raise CorruptionError(
             f"the repository is damaged in {count(len(checked.damage) + len(lost), 'place')}",

@@ -24,7 +24,6 @@ from coral.errors import (
 )
 from coral.experiments.columns import MetricColumns, Mode
 from coral.experiments.experiment import (
-    ID,
     ArtifactStore,
     Experiment,
     checked_mode,
@@ -40,6 +39,7 @@ from coral.experiments.local.writer import JournalWriter
 from coral.experiments.lookup import find
 from coral.experiments.seams import Best, Query, Totals
 from coral.format.contents import RUNS
+from coral.ids import RUN_ID
 from coral.storage.folder import AppendFile, Folder
 from coral.verbs.runs import DELETED
 
@@ -106,7 +106,7 @@ class LocalBackend:
     def resolve(self, experiment_id: str) -> str:
         """The id of the run that is meant. Raises ExperimentNotFoundError, UsageError."""
         # A whole id, which is what is given most, needs no list of all runs.
-        is_whole = isinstance(experiment_id, str) and ID.fullmatch(experiment_id)
+        is_whole = isinstance(experiment_id, str) and RUN_ID.fullmatch(experiment_id)
         if is_whole and self._folder.exists(f"{experiment_id}.json"):
             return experiment_id
         with self._following.mutex:
@@ -230,7 +230,7 @@ class LocalBackend:
     def trashed(self) -> list[str]:
         """The ids of the runs in the trash, damaged or not."""
         return [
-            name[:12] for name in self._storage.names(DELETED) if name.endswith(".json") and ID.fullmatch(name[:-5])
+            name[:12] for name in self._storage.names(DELETED) if name.endswith(".json") and RUN_ID.fullmatch(name[:-5])
         ]
 
     # -- inside

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, ExperimentNotFoundError
-from coral.experiments.experiment import ID
 from coral.experiments.local.backend import LocalBackend
-from coral.format.contents import RUNS
+from coral.verbs.runs import run_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,19 +27,13 @@ class DamagedRun(NamedTuple):
     message: str
 
 
-def run_ids(repo: Repository) -> list[str]:
-    """The ids of all runs that have a file, damaged or not."""
-    names = (name.partition(".") for name in repo.folder.names(RUNS))
-    return sorted(stem for stem, _, kind in names if kind == "json" and ID.fullmatch(stem))
-
-
 def damaged_runs(repo: Repository) -> Iterator[DamagedRun]:
     """The runs whose fields, points or journal cannot be read, or not all of them; those in the trash come last."""
     backend = LocalBackend(repo.folder)
-    for run_id in run_ids(repo):
+    for run_id in run_ids(repo.folder):
         yield from _damage(run_id, backend.load)
-    for run_id in backend.trashed():
-        yield from _damage(run_id, backend.load_trashed)
+    for trashed in backend.trashed():
+        yield from _damage(trashed, backend.load_trashed)
 
 
 def _damage(run_id: str, load: Callable[[str], Experiment]) -> Iterator[DamagedRun]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 from pathlib import Path
 
 from coral.experiments.experiment import Owner
@@ -42,7 +41,7 @@ def start_time(pid: int) -> str:
 def myself(owner: Owner) -> Identity:
     """This process's identity."""
     pid = os.getpid()
-    return Identity(owner, pid, start_time(pid), boot_id(), socket.gethostname())
+    return Identity(owner, pid, start_time(pid), boot_id(), os.uname().nodename)
 
 
 def hold(path: Path) -> None:
@@ -70,7 +69,7 @@ def is_alive(who: Identity, lock: Path) -> bool:
     """
     if who.owner == "shell" or holds(lock):
         return True
-    same_host = who.host == socket.gethostname()
+    same_host = who.host == os.uname().nodename
     same_boot = bool(who.boot) and who.boot == boot_id()
     if not same_boot and not same_host:
         return True

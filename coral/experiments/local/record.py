@@ -21,7 +21,7 @@ anew is taken at its word.
 from __future__ import annotations
 
 import json
-import secrets
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -233,7 +233,7 @@ def summaries(heads: Sequence[bytes]) -> list[dict[str, Json]]:
     """
     # Between the lines stands what nobody can have written into them: found between the values, it proves that each
     # line is one value, and no two lines pass for two only together.
-    mark = secrets.token_hex(16)
+    mark = os.urandom(16).hex()
     if not all(line.startswith(SUMMARY) and line.endswith(b",\n") for line in heads):
         raise CorruptionError("not all of these are files of runs")
     try:
