@@ -1,8 +1,7 @@
-"""Fuzz: whatever is made of sound input, a reader gives an answer or an error of coral's, soon and in bounded memory.
+"""Readers of all that coral reads, and sound input of each, to be changed a little.
 
-Inputs are sound ones, changed a little: bytes flipped, cut, doubled, moved and swapped for numbers that hurt; where a
-checksum would stop all of them at the door it is made right again. Here hypothesis chooses the changes, the same every
-time; ``python -m tests.torture --only fuzz`` has chance choose them, which is faster by far.
+Bytes are flipped, cut, doubled, moved and swapped for numbers that hurt; where a checksum would stop all of them at the
+door it is made right again.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ import traceback
 import warnings
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from coral import Repository, containers
 from coral.containers import BytesFile
@@ -58,7 +54,6 @@ from tests.containers.helpers import gguf, kept, rebuilt
 from tests.repository.helpers import weights
 from tests.torture.hostile import BUG, GROWTH, SECONDS
 
-EXAMPLES = 120
 _ALIVE = 500
 
 _NUMBERS = [
@@ -78,15 +73,10 @@ _NUMBERS = [
 ]
 _WORDS = [*_NUMBERS, b"[" * 2000, b'{"a":' * 900, b"../", b"%00", b"\n", b"\t", b'"', b"\\ud800", b"\xed\xa0\x80"]
 _BINARY = [bytes(8), b"\xff" * 8, b"\xff" * 4, (1 << 31).to_bytes(4, "little"), (1 << 62).to_bytes(8, "little")]
-_PLACE = st.floats(0, 1, exclude_max=True)
-_SMALL = {"flip": (1, 255), "cut": (1, 40), "double": (1, 200), "end": (0, 0)}
-_PARTS = {"word": _WORDS, "binary": _BINARY}
+SMALL = {"flip": (1, 255), "cut": (1, 40), "double": (1, 200), "end": (0, 0)}
+PARTS = {"word": _WORDS, "binary": _BINARY}
 Change = tuple[str, float, int | bytes]
-_CHANGE = st.one_of(
-    *(st.tuples(st.just(kind), _PLACE, st.integers(*bounds)) for kind, bounds in _SMALL.items()),
-    *(st.tuples(st.just(kind), _PLACE, st.sampled_from(parts)) for kind, parts in _PARTS.items()),
-)
-_KINDS = [*_SMALL, *_PARTS]
+_KINDS = [*SMALL, *PARTS]
 MOST_CHANGES = 6
 
 
@@ -95,7 +85,7 @@ def drawn(chance: random.Random) -> list[Change]:
     found: list[Change] = []
     for _ in range(chance.randint(1, MOST_CHANGES)):
         kind = chance.choice(_KINDS)
-        what = chance.randint(*_SMALL[kind]) if kind in _SMALL else chance.choice(_PARTS[kind])
+        what = chance.randint(*SMALL[kind]) if kind in SMALL else chance.choice(PARTS[kind])
         found.append((kind, chance.random(), what))
     return found
 
@@ -211,17 +201,11 @@ def _folder() -> Path:
     return folder
 
 
-def _sweep() -> None:
+def sweep() -> None:
+    """Remove what was made in memory."""
     if _folder.cache_info().currsize:
         shutil.rmtree(_folder())
         _folder.cache_clear()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def swept() -> Iterator[None]:
-    """What was made in memory is removed."""
-    yield
-    _sweep()
 
 
 def _packs() -> list[bytes]:
@@ -475,27 +459,6 @@ class Fuzzed:
         return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - self._before)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", READERS)
-def test_a_reader_survives(kind: str) -> None:
-    """An answer, or an error of coral's, within a second; and no more memory than an honest file would take."""
-    fuzzed = Fuzzed(kind)
-
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.integers(0, 11), st.lists(_CHANGE, min_size=1, max_size=MOST_CHANGES))
-    def survives(which: int, changes: list[Change]) -> None:
-        fuzzed.survives(which, changes)
-
-    survives()
-    assert fuzzed.grown() <= GROWTH
-
-
 def fuzz(note: Note, kind: str, examples: int, seed: int) -> list[str]:
     """The long form: what is wrong with a reader after so many examples, by the first lines of each error."""
     chance, wrong, fuzzed = random.Random(seed), dict[str, str](), Fuzzed(kind)
@@ -510,5 +473,5 @@ def fuzz(note: Note, kind: str, examples: int, seed: int) -> list[str]:
             except Exception as error:
                 trace = traceback.format_exc(limit=-4)
                 wrong.setdefault(trace.splitlines()[-2] + repr(error)[:80], f"{which}, {changes}: {trace}")
-    _sweep()
+    sweep()
     return [*wrong.values()] + ([f"{fuzzed.grown() >> 20} MiB more"] if fuzzed.grown() > GROWTH else [])

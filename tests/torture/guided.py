@@ -23,7 +23,7 @@ def main() -> None:
     except ImportError:
         sys.exit("atheris is not installed: pip install atheris")
     with atheris.instrument_imports(include=["coral"], enable_loader_override=False):
-        from tests.torture.test_fuzz import READERS, Fuzzed
+        from tests.torture.fuzz import READERS, Fuzzed
     if len(sys.argv) < 2 or sys.argv[1] not in READERS:
         sys.exit(f"usage: python -m tests.torture.guided READER [OPTIONS]; a reader is one of: {', '.join(READERS)}")
     reader = Fuzzed(sys.argv[1])

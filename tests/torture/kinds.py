@@ -17,21 +17,21 @@ from coral.testing.mounts import FILE_SYSTEMS, why_not
 from coral.testing.processes import Warm
 from coral.testing.syscalls import Action, Plan, compiler
 from tests.torture import faults
+from tests.torture.fuzz import READERS
 from tests.torture.harness import MODULES, ROOT, Died, copy, kill_once, run_in, start
 from tests.torture.living import HOW
 from tests.torture.power import cut_once
+from tests.torture.races import COLLECTING, WRITERS, race
 from tests.torture.scenarios import SCENARIOS, prepare
 from tests.torture.starved import starve
 from tests.torture.starved import why_not as why_not_starved
-from tests.torture.test_fuzz import READERS
-from tests.torture.test_race import COLLECTING, WRITERS, race
 from tests.torture.trackers import kill_a_tracker
 
 _ACTIONS: tuple[Action, ...] = ("kill before", "kill half", "kill after")
 _PLAIN = (
-    "tests.torture.test_flips",
-    "tests.torture.test_fuzz",
-    "tests.torture.test_model",
+    "tests.torture.flips",
+    "tests.torture.fuzz",
+    "tests.torture.machine",
     "tests.torture.trackers",
     "tests.torture.living",
 )
@@ -155,16 +155,14 @@ def flips(bench: Bench, row: str, seed: int) -> Slice:
     """Every so manieth byte of a repository flipped."""
     folder = bench.place / "flipped"
     return _slice(
-        run_in(
-            bench.plain, "tests.torture.test_flips:flip_each", folder, seed, KINDS["flips"].full, bench.some(1 << 10)
-        )
+        run_in(bench.plain, "tests.torture.flips:flip_each", folder, seed, KINDS["flips"].full, bench.some(1 << 10))
     )
 
 
 def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
     """A reader of files that chance has changed."""
     count = bench.some(_EXAMPLES)
-    wrong = run_in(bench.plain, "tests.torture.test_fuzz:fuzz", reader, count, seed)
+    wrong = run_in(bench.plain, "tests.torture.fuzz:fuzz", reader, count, seed)
     assert isinstance(wrong, list)
     return count, wrong
 
@@ -193,7 +191,7 @@ def cuts(bench: Bench, kind: str, seed: int) -> Slice:
 
 def machine(bench: Bench, row: str, seed: int) -> Slice:
     """Verbs in any order, beside plain dictionaries."""
-    return _slice(run_in(bench.plain, "tests.torture.test_model:train", seed))
+    return _slice(run_in(bench.plain, "tests.torture.machine:train", seed))
 
 
 def races(bench: Bench, how: str, seed: int) -> Slice:

@@ -1,8 +1,7 @@
 """A repository and its runs beside plain dictionaries, through any sequence of verbs, with crashes in between.
 
 ``tests/repository/test_model.py`` does so for the shell's verbs, one at a time. Here it is what training does: commits
-beside the caller, runs, and processes that are killed, or drop what they hold, without a word. Two hundred steps, the
-same every time; ``python -m tests.torture --only machine`` takes others.
+beside the caller, runs, and processes that are killed, or drop what they hold, without a word.
 """
 
 from __future__ import annotations
@@ -328,7 +327,7 @@ class Training(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-_SETTINGS = settings(
+SETTINGS = settings(
     max_examples=STEPS // A_RUN_OF_STEPS,
     stateful_step_count=A_RUN_OF_STEPS,
     deadline=None,
@@ -336,8 +335,6 @@ _SETTINGS = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-TestTraining = Training.TestCase
-TestTraining.settings = _SETTINGS
 
 
 def train(note: Note, seed: int) -> tuple[int, list[str]]:
@@ -353,7 +350,7 @@ def train(note: Note, seed: int) -> tuple[int, list[str]]:
             note(steps)
 
     try:
-        run_state_machine_as_test(Counted, settings=settings(_SETTINGS, derandomize=False))
+        run_state_machine_as_test(Counted, settings=settings(SETTINGS, derandomize=False))
     except Exception as error:
         return steps, ["".join(traceback.format_exception(error))]
     return steps, []

@@ -1,14 +1,9 @@
-"""Eight processes commit to one branch while four read and one collects in a loop: all is reachable, in order.
-
-Run ``python -m tests.torture --only races`` for two hundred commits each.
-"""
+"""Eight processes that commit to one branch while four read and one collects in a loop."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from coral import Repository
 from tests.repository.helpers import child, commit, raw, read, weights
@@ -88,9 +83,3 @@ def _missing(project: Path, told: list[list[str]], commits: int) -> list[str]:
 
 def _damage(project: Path) -> list[str]:
     return [f"fsck: {one.message}" for one in Repository(project).maintenance.fsck(read_data=True).damage]
-
-
-@pytest.mark.parametrize("how", COLLECTING)
-def test_collecting_beside_writers_and_readers(place: Path, how: str) -> None:
-    """No process meets an error, and every commit is there with its bytes, in the order in which it was made."""
-    assert not race(place / f"beside, {how}", how, 20)
