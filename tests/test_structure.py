@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -399,6 +400,28 @@ def test_the_public_names_are_pinned() -> None:
     assert sorted(coral.__all__) == PUBLIC_NAMES
     for name in coral.__all__:
         assert getattr(coral, name) is not None
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_MODULE = re.compile(r"\btests\.(?:\w+\.)*test_\w+")
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the text of each string."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_no_test_is_a_tool_of_others() -> None:
+    """What tests share stands in helpers, fixtures or ``coral.testing``: nobody imports a test module or names it to a
+    process of theirs, except that module itself."""
+    wrong = []
+    for path in TESTS:
+        for line, text in (*imports(path), *texts(path)):
+            others = set(TEST_MODULE.findall(text)) - {module(path)}
+            wrong += [f"{place(path)}:{line} wants {other}" for other in others]
+    assert not wrong
 
 
 HEAVY = ("torch", "numpy", "git", "pandas", "safetensors.torch", "pygit2", "ssl", "tarfile")

@@ -6,9 +6,6 @@ import contextvars
 import itertools
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +20,7 @@ from coral.errors import ConflictError
 from coral.pool import Pool
 from coral.testing.interrupts import Steps
 from coral.threads import undisturbed
+from tests.processes import without_threads
 
 
 class Interrupt(Exception):
@@ -189,36 +187,6 @@ def test_every_step_of_the_caller_may_be_interrupted() -> None:
         if not hit:
             break
     assert not bad and place > 15
-
-
-_NO_THREADS = """
-    import resource, sys, threading
-    def no_threads():
-        size = int(open("/proc/self/statm").read().split()[0]) * 4096
-        resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 20), resource.RLIM_INFINITY))
-        try:
-            threading.Thread(target=print).start()
-        except RuntimeError:
-            return
-        raise SystemExit("threads can be had all the same")
-    def again():
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-"""
-
-
-def without_threads(script: str, *arguments: object) -> str:
-    """What a script prints that may call `no_threads` and `again`."""
-    code = textwrap.dedent(_NO_THREADS) + textwrap.dedent(script)
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="NOT TESTED: the size of a process is read in /proc")

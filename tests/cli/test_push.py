@@ -20,7 +20,7 @@ from coral.verbs.git_manifests import manifests_of_head
 from coral.verbs.sharing.remotes import add_remote, open_remote
 from coral.verbs.sharing.transfer import Transferred, fetch_missing
 from tests.repository.helpers import ROOT, git, run_command
-from tests.repository.test_reachable import commit, conflict
+from tests.repository.in_git import commit, conflict
 
 HOOK = f'#!/bin/sh\nPYTHONPATH={ROOT} exec {shlex.quote(sys.executable)} -m coral git-pre-push "$@"\n'
 

@@ -264,3 +264,16 @@ def pairs(draw: st.DrawFn) -> tuple[Description, Description]:
         )
     )
     return first, second
+
+
+def contents(model: Any) -> dict[str, object]:
+    """All that a module and those inside it hold, each tensor by its bytes."""
+    found: dict[str, object] = {}
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers, vars(module)):
+            for name, value in table.items():
+                if isinstance(value, torch.Tensor):
+                    found[f"{path}.{name}"] = (value.shape, value.stride(), value.detach().clone().numpy().tobytes())
+                elif isinstance(value, int | float | str | dict) and not name.startswith("_"):
+                    found[f"{path}.{name}"] = repr(value)
+    return found

@@ -21,7 +21,7 @@ from coral.integrations.torch.modules import take_apart
 from coral.integrations.torch.survey import survey
 from coral.integrations.torch.tensors import source
 from coral.verbs.checkpoint import ReadMany
-from tests.integrations.modules import TRAITS, WRAPS, Description, Leaf, build, pairs
+from tests.integrations.modules import TRAITS, WRAPS, Description, Leaf, build, contents, pairs
 
 _INSIDE = {"compiled": "_orig_mod", "parallel": "module"}
 
@@ -57,19 +57,6 @@ def load(saved: Any, target: Any, *, strict: bool = True) -> None:
     tensors, rest = take_apart(saved)
     stored = {name: Facts(name, tensor) for name, tensor in tensors.items()}
     plan_loading(target, stored, strict=strict, rest=rest).fill(reader(stored))
-
-
-def contents(model: Any) -> dict[str, object]:
-    """All that a module and those inside it hold, each tensor by its bytes."""
-    found: dict[str, object] = {}
-    for path, module in model.named_modules():
-        for table in (module._parameters, module._buffers, vars(module)):
-            for name, value in table.items():
-                if isinstance(value, torch.Tensor):
-                    found[f"{path}.{name}"] = (value.shape, value.stride(), value.detach().clone().numpy().tobytes())
-                elif isinstance(value, int | float | str | dict) and not name.startswith("_"):
-                    found[f"{path}.{name}"] = repr(value)
-    return found
 
 
 def identities(model: Any) -> list[tuple[str, int, int]]:

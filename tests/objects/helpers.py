@@ -9,6 +9,7 @@ from pathlib import Path
 
 from coral.format.dtypes import BITS, byte_count
 from coral.format.manifest import TensorRecord
+from coral.ids import chunk_id
 from coral.objects import ChunkStore, Parent
 from coral.storage.folder import Folder
 
@@ -67,3 +68,25 @@ def stored_chunks(store: ChunkStore) -> list[bytes]:
     """The id of every record, repeated when it is stored twice."""
     store.packs.refresh()
     return sorted(chunk for pack in store.packs.packs for chunk, _ in pack.index.items())
+
+
+def damage(root: Path, data: bytes) -> None:
+    """Flip a bit in the payload of a chunk, in every pack that holds it."""
+    store = open_store(root)
+    copies = store.packs.copies(chunk_id(data))
+    assert copies
+    for pack, entry in copies:
+        path = root / "packs" / f"{pack.name}.pack"
+        path.chmod(0o644)
+        with path.open("r+b") as file:
+            file.seek(entry.offset + 64 + entry.stored_length // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 4]))
+
+
+def lose(root: Path, data: bytes) -> None:
+    """Remove the pack that holds a chunk."""
+    ((pack, _),) = open_store(root).packs.copies(chunk_id(data))
+    for suffix in (".idx", ".pack"):
+        (root / "packs" / f"{pack.name}{suffix}").unlink()

@@ -24,7 +24,7 @@ from coral.storage import disk
 from coral.storage.folder import Folder
 from coral.testing.disks import Killing, Unsynced
 from tests.objects.helpers import Tensor, noise, open_store, packs_of, read, stored_chunks, write
-from tests.storage.test_folder import start_python
+from tests.processes import start_python
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ from coral.storage import disk
 from coral.storage.locks import file_lock
 from coral.testing.disks import Killing
 from coral.testing.processes import Note, Warm
-from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
-from tests.objects.test_deltas import bf16, damage, depths, drift, drifting, entry_of, lose, parent_of, weights
+from tests.objects.helpers import MIB, Tensor, damage, lose, noise, open_store, read, stored_chunks, write
+from tests.objects.series import bf16, depths, drift, drifting, entry_of, parent_of, weights
 
 
 @pytest.fixture(autouse=True)

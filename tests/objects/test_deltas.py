@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,11 +29,9 @@ from coral.objects.store import _DEEPEST
 from coral.storage import disk
 from coral.storage.folder import ReadFile
 from coral.testing.disks import Unsynced
-from tests.objects.helpers import MIB, Tensor, noise, open_store, read, stored_chunks, write
-from tests.storage.test_folder import run_python
-
-COUNT = 10_000
-"""Elements of a tensor of two bytes each: more than a delta needs to be worth its while."""
+from tests.objects.helpers import MIB, Tensor, damage, lose, noise, open_store, read, stored_chunks, write
+from tests.objects.series import COUNT, bf16, depths, drift, drifting, entry_of, parent_of, plenty, weights
+from tests.processes import run_python
 
 
 @pytest.fixture(autouse=True)
@@ -49,79 +45,6 @@ def no_fsync() -> Iterator[None]:
 def store(tmp_path: Path) -> ChunkStore:
     """An empty store."""
     return open_store(tmp_path)
-
-
-def weights(seed: int = 0, count: int = COUNT) -> bytes:
-    """Weights in bfloat16."""
-    numbers = np.random.default_rng(seed).standard_normal(count) * 0.02
-    return (numbers.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
-
-
-def drift(data: bytes | bytearray, seed: int) -> bytes:
-    """The same weights some steps of training later."""
-    numbers = np.frombuffer(data, "<u2")
-    steps = np.random.default_rng(seed).integers(-1, 2, numbers.size).astype("<u2")
-    return bytes((numbers + steps).tobytes())
-
-
-def drifting(count: int, seed: int = 0) -> list[bytes]:
-    """So many commits of one tensor."""
-    found = [weights(seed)]
-    while len(found) < count:
-        found.append(drift(found[-1], len(found)))
-    return found
-
-
-def bf16(data: bytes, name: str = "t", row: int = 1) -> Tensor:
-    """A tensor of rows of so many elements."""
-    return Tensor(name, data, "BF16", (len(data) // 2 // row, row) if row > 1 else (len(data) // 2,))
-
-
-def parent_of(store: ChunkStore, records: Sequence[TensorRecord], memory: Memory | None = None) -> Parent:
-    """What a process knows that has stored nothing yet and goes on from a commit."""
-    return Parent({record.name: record for record in records}, store.chunk_ids, memory)
-
-
-def plenty() -> Memory:
-    """Room for every copy."""
-    return Memory(lambda: 1 << 30)
-
-
-def entry_of(store: ChunkStore, data: bytes) -> Entry:
-    """Where a chunk lies and how it is encoded; the record that a reader takes."""
-    store.packs.refresh()
-    return store.packs.locate(chunk_id(data))[1]
-
-
-def depths(store: ChunkStore, series: Sequence[bytes]) -> list[int]:
-    """How deep chunks lie, as their entries say; each must be what their bases say."""
-    store.packs.refresh()
-    assert all(entry.depth <= MAX_DEPTH for pack in store.packs.packs for _, entry in pack.index.items())
-    found = [entry_of(store, data).depth for data in series]
-    assert found == [len(store.bases_of(chunk_id(data))) for data in series]
-    return found
-
-
-def damage(root: Path, data: bytes) -> None:
-    """Flip a bit in the payload of a chunk, in every pack that holds it."""
-    store = open_store(root)
-    copies = store.packs.copies(chunk_id(data))
-    assert copies
-    for pack, entry in copies:
-        path = root / "packs" / f"{pack.name}.pack"
-        path.chmod(0o644)
-        with path.open("r+b") as file:
-            file.seek(entry.offset + 64 + entry.stored_length // 2)
-            byte = file.read(1)[0]
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte ^ 4]))
-
-
-def lose(root: Path, data: bytes) -> None:
-    """Remove the pack that holds a chunk."""
-    ((pack, _),) = open_store(root).packs.copies(chunk_id(data))
-    for suffix in (".idx", ".pack"):
-        (root / "packs" / f"{pack.name}{suffix}").unlink()
 
 
 # -- a series of commits
@@ -155,7 +78,9 @@ def test_another_process_goes_on(tmp_path: Path) -> None:
     import sys
     from pathlib import Path
     from coral.format.manifest import Manifest
-    from tests.objects.test_deltas import *
+    from coral.ids import single_ref
+    from tests.objects.helpers import open_store, write
+    from tests.objects.series import bf16, drifting, parent_of
     root, turn = Path(sys.argv[1]), int(sys.argv[2])
     store, manifest = open_store(root), root / "manifest"
     records = Manifest.from_bytes(manifest.read_bytes()).records if turn else ()

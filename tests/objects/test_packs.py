@@ -28,7 +28,7 @@ from coral.storage import folder as folder_module
 from coral.storage.folder import Folder
 from coral.testing.disks import Unsynced
 from tests.objects.helpers import MIB, Tensor, noise, open_store, packs_of, read, write
-from tests.storage.test_folder import run_python
+from tests.processes import run_python
 
 
 @pytest.fixture(autouse=True)

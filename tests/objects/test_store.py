@@ -35,7 +35,7 @@ from tests.objects.helpers import (
     stored_chunks,
     write,
 )
-from tests.storage.test_folder import run_python
+from tests.processes import run_python
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from coral.storage.locks import file_lock
 from coral.testing.disks import Interposed
 from coral.testing.interrupts import Steps
 from coral.testing.trace import Kind
+from tests.processes import without_threads
 from tests.repository.helpers import child, finish
-from tests.test_threads import without_threads
 
 
 def state(value: float, size: int = 300) -> dict[str, np.ndarray]:

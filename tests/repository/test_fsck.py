@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coral import Repository
-from tests.objects.test_deltas import lose
+from tests.objects.helpers import lose
 from tests.repository.helpers import commit, run_command, weights
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from coral import Repository
 from coral.errors import GitCommandError, NotFoundError
-from tests.objects.test_deltas import damage, lose
+from tests.objects.helpers import damage, lose
 from tests.repository.helpers import git, run_command, weights
-from tests.repository.test_reachable import commit, conflict, stage
+from tests.repository.in_git import commit, conflict, stage
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from coral import Repository
 from coral.errors import UsageError
 from coral.verbs.inside_git.prepush import Update, parse_updates, pushed_manifests
 from tests.repository.helpers import git
-from tests.repository.test_reachable import commit
+from tests.repository.in_git import commit
 
 NULL = "0" * 40
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from coral import Repository
 from coral.errors import GitCommandError, VersionError
@@ -14,8 +12,9 @@ from coral.format.manifest import Manifest
 from coral.git.objects import Where
 from coral.ids import ContentRef
 from coral.verbs.git_manifests import contents_in, manifests_of_head, texts_of_git
-from tests.repository.helpers import git, weights
-from tests.storage.test_folder import run_python
+from tests.processes import run_python
+from tests.repository.helpers import git
+from tests.repository.in_git import commit, conflict, stage
 
 
 @pytest.fixture(params=["sha1", "sha256"])
@@ -28,36 +27,6 @@ def repo(request: pytest.FixtureRequest, tmp_path: Path) -> Repository:
     git(folder, "add", "train.py")
     git(folder, "commit", "-q", "-m", "code")
     return Repository(folder, init=True)
-
-
-def stage(repo: Repository, seed: int, name: str = "model.safetensors", *, rows: int = 50) -> Manifest:
-    """Store the weights of a seed, and put their manifest into git's index, as the filter does."""
-    save_file({key: np.asarray(data) for key, data in weights(seed, rows=rows).items()}, repo.path / "loose")
-    manifest = repo.stage_file(repo.path / "loose", name)
-    repo.commit(f"seed {seed}", allow_empty=True)
-    (repo.path / "loose").unlink()
-    (repo.path / name).parent.mkdir(parents=True, exist_ok=True)
-    (repo.path / name).write_bytes(manifest.to_bytes())
-    git(repo.path, "add", name)
-    return manifest
-
-
-def commit(repo: Repository, seed: int, name: str = "model.safetensors", *, rows: int = 50) -> Manifest:
-    manifest = stage(repo, seed, name, rows=rows)
-    git(repo.path, "commit", "-q", "-m", f"seed {seed}")
-    return manifest
-
-
-def conflict(repo: Repository) -> tuple[Manifest, Manifest]:
-    """A merge under way, of two commits that change the same tensors; git writes its markers between their lines."""
-    commit(repo, 0)
-    git(repo.path, "checkout", "-q", "-b", "side")
-    theirs = commit(repo, 1)
-    git(repo.path, "checkout", "-q", "main")
-    ours = commit(repo, 2)
-    with pytest.raises(AssertionError):
-        git(repo.path, "merge", "-q", "side")
-    return ours, theirs
 
 
 def manifests(project: Path) -> dict[Where, Manifest]:

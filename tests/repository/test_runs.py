@@ -20,9 +20,9 @@ from coral.verbs.care.marking import Marks
 from coral.verbs.config import Remote
 from coral.verbs.runs import texts_of_runs
 from coral.verbs.sharing.remotes import add_remote, open_remote
+from tests.repository.garbage import abandon, forget, grow_old, packs
+from tests.repository.harm import fsck, lose
 from tests.repository.helpers import child, commit, finish, raw, read, weights
-from tests.repository.test_gc import abandon, forget, grow_old, packs
-from tests.repository.test_repair import fsck, lose
 
 DATA = np.random.default_rng(0).bytes(5000)
 LARGE = np.random.default_rng(1).bytes(3_000_000)

@@ -16,8 +16,7 @@ from safetensors.torch import save_file
 
 from coral import Repository
 from coral.errors import CoralError, PartNotFoundError, UnsupportedValueError, UsageError
-from tests.integrations.modules import build
-from tests.integrations.test_loading import contents
+from tests.integrations.modules import build, contents
 from tests.repository.helpers import commit, read, run
 
 _TRAIN = """

@@ -18,7 +18,7 @@ from coral.verbs.config import Remote
 from coral.verbs.ingest import write_file
 from coral.verbs.sharing.remotes import add_remote, open_remote
 from coral.verbs.sharing.transfer import Transferred, fetch_missing, send
-from tests.objects.test_deltas import damage
+from tests.objects.helpers import damage
 from tests.repository.helpers import commit, weights
 
 

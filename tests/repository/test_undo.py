@@ -12,8 +12,8 @@ import pytest
 
 from coral import ConflictError, NotFoundError, Repository, UsageError
 from coral.errors import OverwriteError
+from tests.repository.garbage import forget, grow_old, trash
 from tests.repository.helpers import at_once, commit, raw, read, run_command, weights
-from tests.repository.test_gc import forget, grow_old, trash
 
 
 def refs(repo: Repository) -> dict[str, object]:

@@ -20,7 +20,7 @@ from coral.storage.direct import DirectFile
 from coral.storage.folder import Folder, NewFile, Position
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
-from tests.storage.test_folder import run_python
+from tests.processes import run_python
 
 PAGE = 4096
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="NOT TESTED: there is no O_DIRECT here")

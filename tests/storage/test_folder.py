@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,28 +22,9 @@ from coral.storage.disk import Disk
 from coral.storage.folder import Folder, Position
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
+from tests.processes import run_python, start_python
 
 ROOT = Path(__file__).parents[2]
-
-
-def start_python(code: str, *arguments: object, under: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A fresh Python that runs this code with these arguments."""
-    return subprocess.Popen(
-        [*under, sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_python(code: str, *arguments: object, under: tuple[str, ...] = ()) -> str:
-    """What that Python printed; it has to end well."""
-    process = start_python(code, *arguments, under=under)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return out
 
 
 def everything(folder: Path) -> dict[str, bytes]:

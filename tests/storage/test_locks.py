@@ -15,7 +15,7 @@ import pytest
 
 from coral.errors import LockedError, StorageError
 from coral.storage.locks import ProcessLock, file_lock, is_held
-from tests.storage.test_folder import run_python, start_python
+from tests.processes import run_python, start_python
 
 HOLD = """
 import sys
