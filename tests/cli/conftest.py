@@ -88,3 +88,13 @@ def write(project: Path) -> Callable[..., bytes]:
         return path.read_bytes()
 
     return make
+
+
+@pytest.fixture
+def history(project: Path, call: Call, write: Callable[..., bytes]) -> list[str]:
+    """Two commits on main, newest first."""
+    write(seed=1)
+    call("commit", "-m", "one", ".")
+    write(seed=2)
+    call("commit", "-m", "two", "-m", "because", "--tag", "v2", ".")
+    return [commit["commit_hash"] for commit in json.loads(call("log", "--json").stdout)]

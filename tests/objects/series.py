@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pytest
 
+from coral.errors import StorageError
 from coral.format.manifest import TensorRecord
 from coral.format.pack import MAX_DEPTH, Entry
-from coral.ids import chunk_id
+from coral.ids import ChunkId, chunk_id
 from coral.objects import ChunkStore, Memory, Parent
+from coral.objects import writer as writer_module
 from tests.objects.helpers import Tensor
 
 COUNT = 10_000
@@ -65,3 +70,20 @@ def depths(store: ChunkStore, series: Sequence[bytes]) -> list[int]:
     found = [entry_of(store, data).depth for data in series]
     assert found == [len(store.bases_of(chunk_id(data))) for data in series]
     return found
+
+
+BAD = Tensor("bad", b"bad" * 100)
+
+
+@contextlib.contextmanager
+def failing() -> Iterator[None]:
+    """Have a call fail when it comes to the tensor that is bad, after those before it were encoded."""
+
+    def fail(data: memoryview) -> ChunkId:
+        if data == BAD.data:
+            raise StorageError("the disk refused", errno=errno.EIO)
+        return chunk_id(data)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(writer_module, "chunk_id", fail)
+        yield

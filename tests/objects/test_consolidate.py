@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,7 @@ from coral.testing.disks import Killing, Unsynced
 from tests.objects.helpers import Tensor, noise, open_store, packs_of, read, stored_chunks, write
 from tests.processes import start_python
 
-
-@pytest.fixture(autouse=True)
-def no_fsync() -> Iterator[None]:
-    """What is durable is another test's matter; here hundreds of commits would wait for the disk."""
-    with disk.use(Unsynced()):
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def fill(root: Path, count: int, start: int = 0, length: int = 2000) -> dict[TensorRecord, bytes]:

@@ -26,11 +26,7 @@ from coral.testing.processes import Note, Warm
 from tests.objects.helpers import MIB, Tensor, damage, lose, noise, open_store, read, stored_chunks, write
 from tests.objects.series import bf16, depths, drift, drifting, entry_of, parent_of, weights
 
-
-@pytest.fixture(autouse=True)
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is durable is another test's matter."""
-    monkeypatch.setattr(disk.current, "fsync", lambda fd: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture

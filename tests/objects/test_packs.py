@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,12 @@ from coral.objects.packs import PackSet
 from coral.objects.recent import Recent
 from coral.objects.scratch import Scratch
 from coral.objects.table import IdTable
-from coral.storage import disk
 from coral.storage import folder as folder_module
 from coral.storage.folder import Folder
-from coral.testing.disks import Unsynced
 from tests.objects.helpers import MIB, Tensor, noise, open_store, packs_of, read, write
 from tests.processes import run_python
 
-
-@pytest.fixture(autouse=True)
-def no_fsync() -> Iterator[None]:
-    """What is durable is another test's matter."""
-    with disk.use(Unsynced()):
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def put(root: Path, number: int, *contents: bytes, **changes: int) -> list[ChunkId]:

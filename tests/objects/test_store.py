@@ -37,13 +37,6 @@ from tests.objects.helpers import (
 )
 from tests.processes import run_python
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> ChunkStore:
-    """An empty store."""
-    return open_store(tmp_path)
-
-
 # -- round trip
 
 shapes = st.lists(st.integers(0, 9), max_size=3).map(lambda sizes: tuple(4 * size for size in sizes)) | st.just((64,))

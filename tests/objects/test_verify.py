@@ -11,17 +11,10 @@ import pytest
 from coral.errors import CorruptionError
 from coral.format import codecs
 from coral.objects import ChunkStore, Parent
-from coral.storage import disk
 from coral.storage.folder import Folder
-from coral.testing.disks import Unsynced
 from tests.objects.helpers import Tensor, packs_of, read, stored_chunks, write
 
-
-@pytest.fixture(autouse=True)
-def no_fsync() -> Iterator[None]:
-    """What is durable is another test's matter."""
-    with disk.use(Unsynced()):
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 class _Machine:

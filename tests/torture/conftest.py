@@ -1,4 +1,4 @@
-"""What the torture tests share: a place in memory, a repository to begin with, and a warm process."""
+"""What the torture tests share: a place in memory, repositories to begin with, and a warm process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from coral import Repository
 from coral.testing.processes import Warm
+from tests.repository.helpers import commit
 from tests.torture.harness import start
 from tests.torture.scenarios import prepare
 
@@ -38,3 +40,21 @@ def warm(place: Path) -> Iterator[Warm]:
         pytest.skip("NOT TESTED: no C compiler, or not Linux, so system calls cannot be watched")
     with started:
         yield started
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of the user's that nothing may touch."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"precious")
+    (folder / "main").write_bytes(b"a file of the user's\n")
+    return folder
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    """A repository with a commit."""
+    repo = Repository(tmp_path / "project", init=True)
+    commit(repo, 1)
+    return repo

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from coral import Repository
 from coral.errors import CoralError
+from coral.experiments import ExperimentTracker
 from tests.clock import at_most
+from tests.repository.helpers import weights
 
 T = TypeVar("T")
+FILE = "model.safetensors"
 BUG = 70
 SECONDS = 1.0
 GROWTH = 200 << 20
@@ -96,3 +100,32 @@ def run_cli(*arguments: str, folder: Path) -> int:
             code = done.code if isinstance(done.code, int) else 1
     assert code != BUG, arguments
     return code
+
+
+def use_everything(repo: Repository) -> list[object]:
+    """Stage, commit, branch, log a run, end it, check out and pack: what writes below ``.coral``."""
+    fresh = attempt(lambda: Repository(repo.path, shell_staging=True))
+    if isinstance(fresh, CoralError):
+        return [fresh]
+    tracker = ExperimentTracker(fresh)
+
+    def train() -> None:
+        with tracker.start("a run", owner="shell") as run:
+            run.log("loss", 1.0)
+        tracker.attach(run.experiment_id).end()
+        tracker.find_best("loss", "min")
+
+    return [
+        attempt(lambda: fresh.stage_weights(weights(2), FILE)),
+        attempt(lambda: fresh.commit("through a link")),
+        attempt(lambda: fresh.create_branch("other")),
+        attempt(lambda: fresh.tag("a-tag")),
+        attempt(train),
+        attempt(lambda: fresh.checkout("main", FILE)),
+        attempt(fresh.status),
+        attempt(fresh.maintenance.repack),
+        attempt(lambda: fresh.maintenance.gc(prune_now=True)),
+        attempt(lambda: fresh.maintenance.fsck(repair=True)),
+        attempt(fresh.undo),
+        attempt(fresh.folder.sweep_temporary),
+    ]
