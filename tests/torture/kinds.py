@@ -37,7 +37,7 @@ _PLAIN = (
 )
 _LIMIT = 250
 _KILLS = 50
-_EXAMPLES = 25_000
+EXAMPLES = 25_000
 _COMMITS = 200
 _STARVED = 50
 _INTERRUPTS = 200
@@ -161,7 +161,7 @@ def flips(bench: Bench, row: str, seed: int) -> Slice:
 
 def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
     """A reader of files that chance has changed."""
-    count = bench.some(_EXAMPLES)
+    count = bench.some(EXAMPLES)
     wrong = run_in(bench.plain, "tests.torture.fuzz:fuzz", reader, count, seed)
     assert isinstance(wrong, list)
     return count, wrong
@@ -169,7 +169,7 @@ def fuzz(bench: Bench, reader: str, seed: int) -> Slice:
 
 def guided(bench: Bench, reader: str, seed: int) -> Slice:
     """A reader of files that are led by the branches it takes."""
-    count = bench.some(_EXAMPLES)
+    count = bench.some(EXAMPLES)
     options = [reader, f"-runs={count}", f"-seed={seed + 1}", f"-artifact_prefix={bench.place}/"]
     command = [sys.executable, "-m", "tests.torture.guided", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)

@@ -13,6 +13,7 @@ import pytest
 from coral import Repository
 from coral.experiments import ExperimentTracker
 from coral.history.commit import CommitObject
+from coral.ids import CommitHash
 from tests.torture.hostile import attempt, nested, run_cli, watched
 
 # -- what is shown
