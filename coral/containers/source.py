@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from coral.errors import ConflictError, StorageError, UnreadableError, UsageError
-from coral.storage.folder import translate_errors
+from coral.storage.files import translate_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -37,7 +37,8 @@ from coral.history.commit import is_hash
 from coral.history.loose import Kind
 from coral.history.packed import Indexes
 from coral.history.plain import NotPlainError, PlainRefs, RefTarget
-from coral.storage.folder import Folder, sync_file, sync_folder, translate_errors
+from coral.storage.files import sync_file, sync_folder, translate_errors
+from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
     import pygit2

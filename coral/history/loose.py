@@ -9,7 +9,7 @@ import zlib
 from typing import Final, Literal, cast
 
 from coral.errors import CorruptionError
-from coral.storage.folder import translate_errors
+from coral.storage.files import translate_errors
 
 Kind = Literal["blob", "tree", "commit", "tag"]
 _HEAD = re.compile(rb"(blob|tree|commit|tag) (0|[1-9]\d{0,15})\0", re.ASCII)

@@ -31,7 +31,8 @@ from coral.history.libgit import Handle
 from coral.history.operations import Move, OperationLog
 from coral.history.plain import RefTarget
 from coral.ids import CommitHash
-from coral.storage.folder import Folder, sync_folder, translate_errors
+from coral.storage.files import sync_folder, translate_errors
+from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 
 BRANCHES, TAGS = "refs/heads/", "refs/tags/"

@@ -28,7 +28,7 @@ from coral.storage.locks import file_lock
 if TYPE_CHECKING:
     from coral.objects.packs import Pack
     from coral.objects.store import ChunkStore
-    from coral.storage.folder import NewFile
+    from coral.storage.files import NewFile
 
 FAN_IN = 8
 _LOWEST_TIER_BYTES = 1 << 16

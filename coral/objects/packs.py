@@ -21,7 +21,8 @@ from coral.ids import ID_BYTES, ChunkId, checksum
 from coral.objects.recent import Recent
 from coral.objects.scratch import Scratch
 from coral.objects.table import IdTable
-from coral.storage.folder import Folder, ReadFile
+from coral.storage.files import ReadFile
+from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
     import numpy as np

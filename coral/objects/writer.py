@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from coral.objects.parent import Copy, TensorParent
     from coral.objects.source import TensorSource
     from coral.objects.store import ChunkStore
-    from coral.storage.folder import NewFile, Position
+    from coral.storage.files import NewFile, Position
 
 T = TypeVar("T")
 _BATCH_BYTES = 4 << 20

@@ -6,7 +6,8 @@ import os
 import stat
 
 from coral.errors import CorruptionError
-from coral.storage.folder import Folder, translate_errors
+from coral.storage.files import translate_errors
+from coral.storage.folder import Folder
 
 
 def read_bounded(folder: Folder, key: str, limit: int) -> bytes:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from coral.pool import Pool
 from coral.storage import disk
-from coral.storage.folder import Folder, NewFile, Position, translate_errors
+from coral.storage.files import Home, NewFile, Position, translate_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,13 +35,13 @@ class DirectFile(NewFile):
     What is shorter than a buffer, and the end of what is longer, goes through the page cache when it is settled.
     """
 
-    def __init__(self, temporary: Path, folder: Folder) -> None:
+    def __init__(self, temporary: Path, home: Home) -> None:
         self._page: _Page | None = None
         self._filled = self._settled = 0
         self._writing: deque[Future[_Page]] = deque()
         self._thread: Pool | None = None
         self._owed: Position | None = None
-        super().__init__(temporary, folder)
+        super().__init__(temporary, home)
 
     def write_at(self, parts: Sequence[Buffer]) -> int:
         """As inherited; an error of the disk may be raised by a later call, at the latest by :meth:`settle`."""

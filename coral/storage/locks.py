@@ -14,7 +14,7 @@ from pathlib import Path
 from coral import forks, threads
 from coral.errors import LockedError, NotFoundError, StorageError
 from coral.storage import disk
-from coral.storage.folder import translate_errors
+from coral.storage.files import translate_errors
 
 _POLL_SECONDS = 0.005
 _PROBE_SECONDS = 0.1

@@ -27,7 +27,7 @@ from coral.experiments.local.record import Identity, encode
 from coral.experiments.local.writer import JournalWriter
 from coral.repository import Repository
 from coral.storage import disk
-from coral.storage.folder import AppendFile
+from coral.storage.files import AppendFile
 from coral.testing.disks import Failing, Recording
 
 Spawn = Callable[..., "subprocess.Popen[str]"]

@@ -18,7 +18,7 @@ from coral.ids import ChunkId, chunk_id, single_ref
 from coral.objects import ChunkStore, Parent
 from coral.objects.scratch import Scratch
 from coral.objects.store import _DEEPEST
-from coral.storage.folder import ReadFile
+from coral.storage.files import ReadFile
 from tests.objects.crafted import Record, delta, put
 from tests.objects.helpers import MIB, damage, lose, open_store, read, write
 from tests.objects.series import COUNT, bf16, depths, drift, drifting, parent_of, weights

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from coral.errors import StorageError
 from coral.storage import direct, disk
 from coral.storage.direct import DirectFile
-from coral.storage.folder import Folder, NewFile, Position
+from coral.storage.files import NewFile, Position
+from coral.storage.folder import Folder
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
 from tests.processes import run_python

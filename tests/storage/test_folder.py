@@ -19,7 +19,8 @@ import pytest
 from coral.errors import AlreadyExistsError, InvalidNameError, NotFoundError, StorageError
 from coral.storage import disk
 from coral.storage.disk import Disk
-from coral.storage.folder import Folder, Position
+from coral.storage.files import Position
+from coral.storage.folder import Folder
 from coral.testing.disks import Failing, Interposed
 from coral.testing.trace import Kind
 from tests.processes import run_python, start_python

@@ -15,7 +15,8 @@ import pytest
 
 from coral.errors import StorageError
 from coral.storage import disk
-from coral.storage.folder import Folder, Position
+from coral.storage.files import Position
+from coral.storage.folder import Folder
 from coral.testing import crash, processes, syscalls
 from coral.testing.disks import Failing, Killing, Recording, When
 from coral.testing.processes import Note, Warm

@@ -22,9 +22,8 @@ from coral.history.plain import RefTarget
 from coral.ids import ChunkId, CommitHash
 from coral.objects import consolidate, garbage, writer
 from coral.objects.packs import INDEX, PACK, Pack
-from coral.storage import disk
-from coral.storage import folder as folder_module
-from coral.storage.folder import AppendFile, NewFile
+from coral.storage import disk, files
+from coral.storage.files import AppendFile, NewFile
 from coral.testing import syscalls
 
 
@@ -61,10 +60,10 @@ def _index_before_pack() -> None:
 
 def _rename_unsynced(file: NewFile, key: str, *, mode: int | None = None, modified: float | None = None) -> Path:
     """As NewFile.publish, the bytes synced after the name was given."""
-    target = file._folder.path(key)
-    file._folder.make_folder(key.rpartition("/")[0])
+    target = file._home.path(key)
+    file._home.make_folder(key.rpartition("/")[0])
     disk.current.rename(file._path, target)
-    folder_module.sync_folder(target.parent)
+    files.sync_folder(target.parent)
     disk.current.fsync(file._fd)
     file._close()
     return target

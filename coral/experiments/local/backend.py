@@ -40,7 +40,8 @@ from coral.experiments.lookup import find
 from coral.experiments.seams import Best, Query, Totals
 from coral.format.contents import RUNS
 from coral.ids import RUN_ID
-from coral.storage.folder import AppendFile, Folder
+from coral.storage.files import AppendFile
+from coral.storage.folder import Folder
 from coral.verbs.runs import DELETED
 
 

@@ -27,7 +27,7 @@ from coral.experiments.scalars import Json, metric_name, tagged
 from coral.verbs import signals
 
 if TYPE_CHECKING:
-    from coral.storage.folder import AppendFile
+    from coral.storage.files import AppendFile
 
 SYNC_SECONDS = 5.0
 IDLE_SECONDS = 4.0  # and then the sync itself

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from coral.objects import ChunkStore
     from coral.objects.writer import Progress
-    from coral.storage.folder import Folder, NewFile
+    from coral.storage.files import NewFile
+    from coral.storage.folder import Folder
 
 _HEAD_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
