@@ -27,7 +27,7 @@ from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
     from coral.objects.packs import Pack
-    from coral.objects.store import ChunkStore
+    from coral.objects.shelf import LocalShelf
     from coral.storage.files import NewFile
 
 FAN_IN = 8
@@ -39,7 +39,7 @@ _MERGED_BYTES = FAN_IN * _LARGEST_BYTES
 _WRITE_BYTES = 4 << 20
 
 
-def consolidate(store: ChunkStore) -> int:
+def consolidate(store: LocalShelf) -> int:
     """Merge the packs of full tiers; returns how many packs went away.
 
     Does nothing while another process does, and gives up whatever goes wrong: what is stored stays as it is, and the
@@ -60,12 +60,12 @@ def consolidate(store: ChunkStore) -> int:
 
 
 @contextlib.contextmanager
-def _locks(store: ChunkStore) -> Iterator[None]:
+def _locks(store: LocalShelf) -> Iterator[None]:
     with file_lock(store.lock.with_name("consolidate"), timeout=0), file_lock(store.lock, shared=True, timeout=0):
         yield
 
 
-def _full_tier(store: ChunkStore) -> list[Pack]:
+def _full_tier(store: LocalShelf) -> list[Pack]:
     """The packs of a full tier, or as many of the oldest as one merge may copy."""
     tiers: dict[int, list[Pack]] = defaultdict(list)
     for pack in reversed(store.packs.packs):
@@ -84,7 +84,7 @@ def _tier(nbytes: int) -> int:
     return tier
 
 
-def _merge(store: ChunkStore, packs: list[Pack]) -> int:
+def _merge(store: LocalShelf, packs: list[Pack]) -> int:
     entries: dict[ChunkId, Entry] = {}
     with store.folder.new_file("pack" + PACK) as merged:
         merged.write(MAGIC)
@@ -103,7 +103,7 @@ def _merge(store: ChunkStore, packs: list[Pack]) -> int:
     return len(whole) - 1
 
 
-def _copy(store: ChunkStore, pack: Pack, merged: NewFile, have: Container[ChunkId]) -> dict[ChunkId, Entry]:
+def _copy(store: LocalShelf, pack: Pack, merged: NewFile, have: Container[ChunkId]) -> dict[ChunkId, Entry]:
     """Append the records that ``merged`` lacks; none of a pack that turns out to be damaged, and is then marked so."""
     start = merged.mark()
     entries: dict[ChunkId, Entry] = {}
@@ -137,7 +137,7 @@ def _sound_record(pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) ->
         return None
 
 
-def _is_shallower_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) -> bool:
+def _is_shallower_elsewhere(store: LocalShelf, pack: Pack, chunk: ChunkId, entry: Entry, scratch: Scratch) -> bool:
     """Whether another pack holds the chunk with fewer bases below it: of several records, the shallowest counts."""
     return any(
         other is not pack and found.depth < entry.depth and _sound_record(other, chunk, found, scratch) is not None
@@ -145,7 +145,7 @@ def _is_shallower_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, entry
     )
 
 
-def _is_elsewhere(store: ChunkStore, pack: Pack, chunk: ChunkId, scratch: Scratch) -> bool:
+def _is_elsewhere(store: LocalShelf, pack: Pack, chunk: ChunkId, scratch: Scratch) -> bool:
     return any(
         other is not pack and _sound_record(other, chunk, entry, scratch) is not None
         for other, entry in store.packs.copies(chunk)

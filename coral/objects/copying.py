@@ -18,7 +18,7 @@ from coral.format.pack import MAX_DEPTH, Entry
 from coral.ids import ChunkId, chunk_id
 from coral.objects.jobs import batched
 from coral.objects.scratch import Scratch
-from coral.objects.store import fit
+from coral.objects.shelf import fit
 from coral.objects.writer import StoreWriter
 from coral.storage.locks import file_lock
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from coral.format.chunking import CHUNK_LIMIT, spans
 from coral.ids import ChunkId
 from coral.objects.jobs import batched, in_order
-from coral.objects.store import inline_bytes
+from coral.objects.shelf import inline_bytes
 
 if TYPE_CHECKING:
     from coral.format.manifest import TensorRecord
-    from coral.objects.store import ChunkStore
+    from coral.objects.shelf import Shelf
 
 
 class _Wanted(NamedTuple):
@@ -37,7 +37,7 @@ class _Piece(NamedTuple):
     inline: bytes | None = None
 
 
-def read_many(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> None:
+def read_many(store: Shelf, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> None:
     """See :meth:`ChunkStore.read_many`."""
 
     def read(batch: list[_Wanted]) -> None:
@@ -56,7 +56,7 @@ def read_many(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview
             pass
 
 
-def _destinations(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> Iterator[_Wanted]:
+def _destinations(store: Shelf, wanted: Iterable[tuple[TensorRecord, memoryview]]) -> Iterator[_Wanted]:
     for record, out in wanted:
         if len(out) != record.nbytes:
             raise ValueError(f"{record.name} has {record.nbytes} bytes, not {len(out)}")
@@ -69,7 +69,7 @@ def _destinations(store: ChunkStore, wanted: Iterable[tuple[TensorRecord, memory
             start += length
 
 
-def _pieces(store: ChunkStore, record: TensorRecord) -> Iterator[_Piece]:
+def _pieces(store: Shelf, record: TensorRecord) -> Iterator[_Piece]:
     if record.content.startswith("hex:"):
         data = inline_bytes(record)
         if data:
@@ -79,7 +79,7 @@ def _pieces(store: ChunkStore, record: TensorRecord) -> Iterator[_Piece]:
         yield _Piece(chunk, stop - start)
 
 
-def stream(store: ChunkStore, records: Iterable[TensorRecord]) -> Iterator[memoryview]:
+def stream(store: Shelf, records: Iterable[TensorRecord]) -> Iterator[memoryview]:
     """See :meth:`ChunkStore.stream`."""
     spare: list[memoryview] = []
     pieces = (piece for record in records for piece in _pieces(store, record))

@@ -15,7 +15,7 @@ from coral.ids import ChunkId, chunk_id, list_id
 from coral.objects.garbage import copy_records, orphans
 from coral.objects.packs import INDEX, PACK
 from coral.objects.scratch import Scratch
-from coral.objects.store import fit
+from coral.objects.shelf import fit
 from coral.objects.writer import StoreWriter
 from coral.storage.folder import Folder
 

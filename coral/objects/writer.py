@@ -40,13 +40,13 @@ from coral.objects.jobs import batched, done, in_order
 from coral.objects.packs import INDEX, PACK
 from coral.objects.parent import UNKNOWN, Mark, Parent
 from coral.objects.scratch import Scratch
-from coral.objects.store import fit
+from coral.objects.shelf import fit
 
 if TYPE_CHECKING:
     from coral.objects.packs import Pack
     from coral.objects.parent import Copy, TensorParent
+    from coral.objects.shelf import LocalShelf
     from coral.objects.source import TensorSource
-    from coral.objects.store import ChunkStore
     from coral.storage.files import NewFile, Position
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class _Small(threading.local):
 class TensorHasher:
     """Turns tensors into records without storing them; :class:`StoreWriter` adds the storing."""
 
-    def __init__(self, store: ChunkStore) -> None:
+    def __init__(self, store: LocalShelf) -> None:
         self._store = store
         self._copies = Scratch()
 
@@ -227,7 +227,7 @@ class StoreWriter(TensorHasher):
         keeps_young: see :meth:`ChunkStore.writer`.
     """
 
-    def __init__(self, store: ChunkStore, *, keeps_young: bool = False) -> None:
+    def __init__(self, store: LocalShelf, *, keeps_young: bool = False) -> None:
         super().__init__(store)
         self._lock = threading.Lock()
         self._holding = contextlib.ExitStack()
@@ -377,7 +377,7 @@ class StoreWriter(TensorHasher):
         return _Delta(codecs.Base(base, data), depth)
 
     def _bases_of(self, chunk: ChunkId) -> list[ChunkId]:
-        """As :meth:`ChunkStore.bases_of`, of chunks that may not be sealed yet."""
+        """as :meth:`Shelf.bases_of`, of chunks that may not be sealed yet."""
         bases: list[ChunkId] = []
         while chunk in self._bases:
             chunk = self._bases[chunk]
@@ -473,7 +473,7 @@ class StoreWriter(TensorHasher):
 
 
 def publish_pack(
-    store: ChunkStore, pack: NewFile, entries: dict[ChunkId, Entry], *, modified: float | None = None
+    store: LocalShelf, pack: NewFile, entries: dict[ChunkId, Entry], *, modified: float | None = None
 ) -> str:
     """Give a written pack its name, durably, and then its index; only then do readers see it. Returns its name.
 

@@ -17,7 +17,7 @@ from coral.format.pack import MAX_DEPTH
 from coral.ids import ChunkId, chunk_id, single_ref
 from coral.objects import ChunkStore, Parent
 from coral.objects.scratch import Scratch
-from coral.objects.store import _DEEPEST
+from coral.objects.shelf import _DEEPEST
 from coral.storage.files import ReadFile
 from tests.objects.crafted import Record, delta, put
 from tests.objects.helpers import MIB, damage, lose, open_store, read, write
