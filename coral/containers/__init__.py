@@ -25,7 +25,6 @@ from coral.containers.source import (
     OpenFile,
     ReadableFile,
     StreamFile,
-    TensorSource,
 )
 from coral.errors import FormatError
 from coral.format.manifest import Manifest
@@ -38,7 +37,6 @@ __all__ = [
     "ReadRecords",
     "ReadableFile",
     "StreamFile",
-    "TensorSource",
     "TensorView",
     "begins_with_its_index",
     "broken_promise",

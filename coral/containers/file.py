@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from coral.containers.source import FileRange, ReadableFile, TensorSource
+from coral.containers.source import FileRange, ReadableFile
 from coral.errors import CorruptionError, FormatError
 from coral.format.manifest import Manifest, TensorRecord
+from coral.format.tensors import TensorSource
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -18,25 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class TensorSource(Protocol):
-    """A named tensor whose bytes can be read."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> str:
-        """The element type's safetensors name."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def read(self, start: int, stop: int) -> Buffer:
-        """The bytes [start, stop) of the tensor, C order, little-endian; not copied when that can be avoided."""
-        ...
-
-
 class ReadableFile(Protocol):
     """A file as the containers read it.
 

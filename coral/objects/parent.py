@@ -19,7 +19,7 @@ from coral.ids import ChunkId
 
 if TYPE_CHECKING:
     from coral.format.manifest import TensorRecord
-    from coral.objects.source import TensorSource
+    from coral.format.tensors import TensorSource
 
 _NO_CHUNK = ChunkId(b"")
 _LEAST_BYTES = 1024

@@ -1,28 +1,11 @@
-"""What the store asks of a tensor that it is given."""
+"""Bytes that are stored as if they were a tensor."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-
-class TensorSource(Protocol):
-    """A named tensor whose bytes can be read in ranges, so that it never has to be in memory whole."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> str:
-        """A safetensors dtype name."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def read(self, start: int, stop: int) -> Buffer:
-        """Bytes [start, stop) of the tensor in C order, little-endian."""
 
 
 class BytesSource:

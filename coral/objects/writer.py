@@ -43,10 +43,10 @@ from coral.objects.scratch import Scratch
 from coral.objects.shelf import fit
 
 if TYPE_CHECKING:
+    from coral.format.tensors import TensorSource
     from coral.objects.packs import Pack
     from coral.objects.parent import Copy, TensorParent
     from coral.objects.shelf import LocalShelf
-    from coral.objects.source import TensorSource
     from coral.storage.files import NewFile, Position
 
 T = TypeVar("T")

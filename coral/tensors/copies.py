@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from coral.objects import ChunkStore, TensorSource
+    from coral.format.tensors import TensorSource
+    from coral.objects import ChunkStore
 
 _PIECE = 4 << 20
 _GROUP = 32 << 20

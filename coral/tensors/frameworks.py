@@ -15,7 +15,7 @@ from coral.errors import UnsupportedValueError, UsageError
 from coral.tensors.numpy import NUMPY
 
 if TYPE_CHECKING:
-    from coral.containers.source import TensorSource
+    from coral.format.tensors import TensorSource
 
 GROUP = "coral.frameworks"
 """The entry point group under which frameworks are found."""

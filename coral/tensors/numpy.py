@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Buffer
 
-    from coral.containers.source import TensorSource
+    from coral.format.tensors import TensorSource
 
     Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 

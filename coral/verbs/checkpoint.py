@@ -22,8 +22,9 @@ from coral.tensors.state import decode_state, encode_state
 from coral.verbs.parts import STATE_KEY, is_state, part_not_found
 
 if TYPE_CHECKING:
-    from coral.containers import TensorSource, TensorView
+    from coral.containers import TensorView
     from coral.format.manifest import Manifest, TensorRecord
+    from coral.format.tensors import TensorSource
     from coral.ids import CommitHash
     from coral.objects import ChunkStore
     from coral.tensors.copies import Copies

@@ -21,7 +21,7 @@ from coral.verbs.merging.merge import Read, Side, Versions
 from coral.verbs.merging.rules import LEAVE, RULES, Rule
 
 if TYPE_CHECKING:
-    from coral.containers import TensorSource
+    from coral.format.tensors import TensorSource
 
 
 @pytest.fixture

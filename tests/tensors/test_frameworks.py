@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coral.containers import TensorSource
+from coral.format.tensors import TensorSource
 from coral.integrations.torch import FRAMEWORK
 from coral.tensors.frameworks import Framework
 from coral.tensors.numpy import NUMPY, NumpyArray, NumpyFramework

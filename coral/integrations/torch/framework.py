@@ -15,7 +15,7 @@ from coral.integrations.torch.modules import model_to_weights, take_apart
 from coral.tensors.shapes import check_view
 
 if TYPE_CHECKING:
-    from coral.containers.source import TensorSource
+    from coral.format.tensors import TensorSource
     from coral.verbs.checkpoint import Loading
 
 _PARAMETER, _REQUIRES_GRAD, _FROZEN = "parameter", "requires_grad", "frozen"

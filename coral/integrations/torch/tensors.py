@@ -18,7 +18,7 @@ from coral.tensors.shapes import contiguous_stride, packed_shape
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from coral.containers.source import TensorSource
+    from coral.format.tensors import TensorSource
 
 _TORCH_NAMES: Final = {
     "BOOL": "bool",

@@ -10,8 +10,8 @@ from coral.tensors.numpy import numpy_dtype
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from coral.containers import TensorSource
     from coral.format.manifest import TensorRecord
+    from coral.format.tensors import TensorSource
     from coral.verbs.merging.merge import Read, Versions
 
 _AVERAGED = ("F64", "F32", "F16", "BF16", "C64")

@@ -12,8 +12,8 @@ from coral.verbs.merging.merge import Merge, Read, Side, Versions
 from coral.verbs.merging.sides import Ours, Theirs
 
 if TYPE_CHECKING:
-    from coral.containers import TensorSource
     from coral.format.manifest import Manifest, TensorRecord
+    from coral.format.tensors import TensorSource
     from coral.objects import ChunkStore
 
 LEAVE: Final = "conflict"
