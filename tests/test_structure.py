@@ -65,6 +65,7 @@ HOMES = {
     "pygit2": "coral/history/",
     "torch": "coral/integrations/torch/",
     "click": "coral/cli/",
+    "pytest": "coral/testing/contracts/",
     "rich": "coral/cli/",
     "pytest": "coral/testing/contracts/",
 }

@@ -1,0 +1,144 @@
+"""A place in a folder, which may lie on a disk that several machines mount: one file an object, one lock.
+
+What is written lies in ``tmp`` until it is whole and durable; ``locks`` holds the locks. Neither can be seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coral.errors import ConflictError, InvalidNameError, NotFoundError
+from coral.storage import disk
+from coral.storage.files import ReadFile, translate_errors
+from coral.storage.folder import Folder
+from coral.storage.locks import file_lock
+from coral.storage.place import Found, Stamp, check_key, is_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+TMP, LOCKS = "tmp", "locks"
+# Seconds since 1970, as a number, are told apart down to a quarter of this.
+_TICK = 1e-6
+
+
+class FolderPlace:
+    """The files of a folder, by their paths in it.
+
+    Args:
+        root: the folder; created by the first write.
+    """
+
+    compares = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folder = Folder(root, temporary=root / TMP)
+        self._lock = root / LOCKS / "place"
+
+    def listing(self, folder: str = "") -> Iterable[Found]:
+        """As of any place. What else lies there, under names that are no keys, is left out."""
+        path = self._path(folder) if folder else self.root
+        with translate_errors(path):
+            return list(_below(path, f"{folder}/" if folder else ""))
+
+    def look(self, key: str) -> Found:
+        """As of any place."""
+        path = self._path(key)
+        with translate_errors(path):
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError(f"no file {path}")
+        return _found(key, status)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """As of any place. An object that is replaced meanwhile is read to its end."""
+        self.look(key)  # a pipe would never open
+        file = ReadFile(self._path(key))
+        try:
+            first, last, _ = slice(start, stop).indices(file.size)
+            out = bytearray(max(0, last - first))
+            return bytes(memoryview(out)[: file.read_into(first, memoryview(out))])
+        finally:
+            file.close()
+
+    def create(self, key: str, data: Buffer) -> Stamp:
+        """As of any place."""
+        return self._write(key, data, modified=time.time(), first=True)
+
+    def replace(self, key: str, data: Buffer, *, expected: Stamp) -> Stamp:
+        """As of any place."""
+        with self._alone():
+            try:
+                before = self.look(key)
+            except NotFoundError:
+                raise ConflictError(f"{self._path(key)} is gone") from None
+            if before.stamp != expected:
+                raise ConflictError(f"{self._path(key)} has changed")
+            # Later than before, whatever clock wrote that: the time is part of the stamp.
+            return self._write(key, data, modified=max(time.time(), before.modified + _TICK), first=False)
+
+    def remove(self, key: str) -> None:
+        """As of any place."""
+        path = self._path(key)
+        if path.exists():
+            with self._alone():
+                self._folder.remove(key)
+
+    def _path(self, key: str) -> Path:
+        if check_key(key).partition("/")[0] in (TMP, LOCKS):
+            raise InvalidNameError(f"{key!r} is where the place keeps what it needs itself")
+        return self._folder.path(key)
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else replaces or removes meanwhile; of creating, the file system lets the first one win."""
+        return file_lock(self._lock)
+
+    def _write(self, key: str, data: Buffer, *, modified: float, first: bool) -> Stamp:
+        path = self._path(key)
+        self._folder.sweep_temporary()
+        with self._folder.new_file(key) as file:
+            file.write(data)
+            with translate_errors(path):
+                disk.current.utime(file.path, (modified, modified))
+                # Not later: once it has its name, somebody may have replaced it.
+                stamp = _stamp(os.stat(file.path))
+            if first:
+                file.publish_first(key)
+            else:
+                file.publish(key)
+            return stamp
+
+
+def _below(path: Path, start: str) -> Iterator[Found]:
+    for name in sorted(_names(path)):
+        key = start + name
+        if key in (TMP, LOCKS) or not is_key(key):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # it went just now
+            status = os.stat(path / name)
+            if stat.S_ISDIR(status.st_mode) and not (path / name).is_symlink():
+                yield from _below(path / name, f"{key}/")
+            elif stat.S_ISREG(status.st_mode):
+                yield _found(key, status)
+
+
+def _names(path: Path) -> set[str]:
+    try:
+        return set(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _found(key: str, status: os.stat_result) -> Found:
+    return Found(key, status.st_size, _stamp(status), status.st_mtime)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(f"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}")
