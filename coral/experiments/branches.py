@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from coral.errors import CoralError, RefNotFoundError
-from coral.format.contents import lock
+from coral.storage.contents import lock
 from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:

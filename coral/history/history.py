@@ -19,7 +19,6 @@ from coral.errors import (
     RefNotFoundError,
     UsageError,
 )
-from coral.format.contents import LOCKS
 from coral.format.names import check_ref
 from coral.history import commit as commits
 from coral.history import message as messages
@@ -32,6 +31,7 @@ from coral.history.plain import CONFIG, RefTarget
 from coral.history.refs import TAGS, Change, Head, ReflogEntry, Refs, branch_ref, check_hash, missing_ref, tag_ref
 from coral.history.walk import latest_first, merge_base, newest_first
 from coral.ids import BlobId, CommitHash
+from coral.storage.contents import LOCKS
 from coral.storage.folder import Folder
 
 if TYPE_CHECKING:

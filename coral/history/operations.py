@@ -22,8 +22,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from coral.errors import CoralError, NotFoundError
-from coral.format.contents import OPERATIONS
 from coral.ids import checksum
+from coral.storage.contents import OPERATIONS
 from coral.storage.folder import Folder
 
 _DIGITS = 16

@@ -20,11 +20,10 @@ from coral.objects.jobs import batched
 from coral.objects.scratch import Scratch
 from coral.objects.shelf import fit
 from coral.objects.writer import StoreWriter
-from coral.storage.locks import file_lock
 
 if TYPE_CHECKING:
     from coral.format.manifest import TensorRecord
-    from coral.objects.store import ChunkStore
+    from coral.objects.shelf import LocalShelf, Shelf
     from coral.objects.writer import Progress
 
 PUBLISH_BYTES = 256 << 20
@@ -57,7 +56,7 @@ class Plan:
         records: the tensors that were added.
     """
 
-    def __init__(self, source: ChunkStore, target: ChunkStore) -> None:
+    def __init__(self, source: Shelf, target: Shelf) -> None:
         self.records: list[TensorRecord] = []
         self._source = source
         self._target = target
@@ -188,7 +187,7 @@ def list_of(record: TensorRecord) -> ChunkId:
 
 
 class ChunkCopier(StoreWriter):
-    """Copies what a plan says. While it lives it holds the locks of both stores, shared. Use as a context manager.
+    """Copies what a plan says. While it lives nothing is collected from either store. Use as a context manager.
 
     Args:
         near: the store that is quicker to read, where bases are taken from if both have them.
@@ -200,10 +199,10 @@ class ChunkCopier(StoreWriter):
         lost: the tensors that turned out to be damaged in the source, and how.
     """
 
-    def __init__(self, source: ChunkStore, target: ChunkStore, *, near: ChunkStore) -> None:
+    def __init__(self, source: Shelf, target: LocalShelf, *, near: Shelf) -> None:
         super().__init__(target)
         try:
-            self._holding.enter_context(file_lock(source.lock, shared=True))
+            self._holding.enter_context(source.kept())
         except BaseException:
             self._holding.close()
             raise

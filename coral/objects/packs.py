@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from coral import forks
 from coral.errors import CorruptionError, NotFoundError
@@ -21,12 +21,11 @@ from coral.ids import ID_BYTES, ChunkId, checksum
 from coral.objects.recent import Recent
 from coral.objects.scratch import Scratch
 from coral.objects.table import IdTable
-from coral.storage.files import ReadFile
-from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 PACK, INDEX = ".pack", ".idx"
@@ -37,10 +36,36 @@ _OPEN_FILES = 64
 _INDEX_BYTES = 32 << 20
 
 
+class Readable(Protocol):
+    """An open pack, which threads may share."""
+
+    def read_into(self, offset: int, out: memoryview) -> int:
+        """Fill ``out`` with the bytes at an offset; returns how many there were."""
+
+
+class PackFolder(Protocol):
+    """What packs can be read from: a folder of this machine, or one of a far place. Raises NotFoundError."""
+
+    def names(self) -> list[str]:
+        """The names of all files in it."""
+
+    def map(self, key: str) -> Buffer:
+        """The bytes of a whole file."""
+
+    def open(self, key: str) -> Readable:
+        """Open a file for reading at offsets."""
+
+    def size(self, key: str) -> int:
+        """Bytes of a file."""
+
+    def modified(self, key: str) -> float:
+        """When a file was last changed, in seconds since 1970."""
+
+
 class _Kept(NamedTuple):
     """What the packs of a set keep open and in memory, together."""
 
-    files: Recent[ReadFile]
+    files: Recent[Readable]
     indexes: Recent[PackIndex]
 
 
@@ -54,7 +79,7 @@ class Pack:
         damaged: it lost records that no other pack is known to hold, so that consolidation leaves it alone.
     """
 
-    def __init__(self, folder: Folder, name: str, number: int, kept: _Kept) -> None:
+    def __init__(self, folder: PackFolder, name: str, number: int, kept: _Kept) -> None:
         self.name = name
         self.number = number
         self.bad: set[ChunkId] = set()
@@ -79,10 +104,6 @@ class Pack:
     def modified(self) -> float:
         """When it was written, or relied on, in seconds since 1970. Raises NotFoundError when it was merged away."""
         return self._folder.modified(self.name + PACK)
-
-    def keep_young(self) -> None:
-        """Have it count as written just now. Raises NotFoundError when it was merged away."""
-        self._folder.mark_changed(self.name + PACK)
 
     def _load_index(self) -> PackIndex:
         try:
@@ -141,7 +162,7 @@ class Pack:
         if entry.stored_length > MAX_RECORD_BYTES or entry.offset + length > self.nbytes:
             raise CorruptionError(f"{self.name} ends before the chunk {chunk.hex()}", hint="run coral fsck")
 
-    def _open(self) -> ReadFile:
+    def _open(self) -> Readable:
         return self._folder.open(self.name + PACK)
 
 
@@ -159,7 +180,7 @@ class PackSet:
     To open one costs a listing of the folder; the indexes are read at the first search.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: PackFolder) -> None:
         self._folder = folder
         self._lock = forks.rlock()  # a signal handler may read as well
         self._kept = _Kept(Recent(limit=_OPEN_FILES), Recent(limit=_INDEX_BYTES, weigh=lambda index: index.nbytes))

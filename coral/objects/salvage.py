@@ -21,6 +21,7 @@ from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
     from coral.objects.packs import Pack
+    from coral.objects.shelf import Shelf
     from coral.objects.store import ChunkStore
 
 QUARANTINE = "quarantine"
@@ -39,7 +40,7 @@ class MendingWriter(StoreWriter):
         super().__init__(store)
         self._wanted = wanted
 
-    def copy_from(self, donor: ChunkStore) -> None:
+    def copy_from(self, donor: Shelf) -> None:
         """Copy what another store has of it, each chunk so that it stands alone."""
         donor.packs.refresh()
         for ident in self._wanted:
@@ -47,7 +48,7 @@ class MendingWriter(StoreWriter):
             with contextlib.suppress(CorruptionError):
                 self._copy(donor, ident)
 
-    def _copy(self, donor: ChunkStore, ident: ChunkId) -> None:
+    def _copy(self, donor: Shelf, ident: ChunkId) -> None:
         if ident not in donor.packs or ident in self._entries:
             return
         found = donor.packs.find(ident)

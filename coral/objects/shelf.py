@@ -59,6 +59,10 @@ class Shelf(Workers):
         self._records = [Scratch() for _ in range(_DEEPEST + 1)]
         self._bases = [Scratch() for _ in range(_DEEPEST + 1)]
 
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        """Keep what is here from being collected while it is read, as far as whoever keeps it knows of readers."""
+        return contextlib.nullcontext()
+
     def check(self, record: TensorRecord) -> None:
         """See that the store holds what makes up such a tensor, without reading it: to be called before allocating.
 
@@ -181,6 +185,10 @@ class LocalShelf(Shelf):
         self.verify_writes = verify_writes
         self.trash = Trash(Folder(folder.root.parent))
         self._gate = Gate(lock)
+
+    def kept(self) -> contextlib.AbstractContextManager[None]:
+        """As of any shelf: no collection takes place meanwhile."""
+        return file_lock(self.lock, shared=True)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -421,7 +421,7 @@ class StoreWriter(TensorHasher):
             # It may have been merged into a newer one, or be a colleague's, who alone may mark it.
             with contextlib.suppress(NotFoundError, StorageError):
                 if time.time() - pack.modified > _YOUNG_SECONDS:
-                    pack.keep_young()
+                    self._store.folder.mark_changed(pack.name + PACK)
 
     def _verify(
         self, chunk: ChunkId, data: memoryview, payload: memoryview, entry: Entry, delta: _Delta | None

@@ -125,8 +125,8 @@ class Remotes:
         progress: Progress | None = None,
     ) -> Transferred:
         """Send to a remote what it lacks of the chunks of some manifests and artifacts. Raises as :meth:`push`."""
-        from coral.verbs.sharing.remotes import open_remote
+        from coral.verbs.sharing.remotes import open_target
         from coral.verbs.sharing.transfer import send
 
-        there = open_remote(self._opened.project, self._config(), remote)
+        there = open_target(self._opened.project, self._config(), remote)
         return send(self._opened.store, there, manifests, progress, artifacts=artifacts)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from coral.errors import CoralError, CorruptionError, VersionError
-from coral.format.contents import CONFIG
 from coral.storage.bounded import read_bounded
+from coral.storage.contents import CONFIG
 from coral.storage.folder import Folder
 
 FORMAT_VERSION = 1

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from coral import threads
 from coral.errors import ConflictError, CorruptionError, NotFoundError, RepositoryNotFoundError, StorageError
-from coral.format.contents import CONFIG, CORAL, FOLDERS, HISTORY, LINKED_FROM, PACKS, TMP, lock
 from coral.git.enclosing import common_dir, find_git, owner
 from coral.storage.bounded import read_bounded
+from coral.storage.contents import CONFIG, CORAL, FOLDERS, HISTORY, LINKED_FROM, PACKS, TMP, lock
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.storage.memory import available_memory

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from coral import forks
-from coral.format.contents import HISTORY, LOCKS, STAGING
 from coral.history import History
 from coral.live import Live
+from coral.storage.contents import HISTORY, LOCKS, STAGING
 from coral.verbs import layout
 from coral.verbs.config import Config
 from coral.verbs.line import Line

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
 from coral.errors import CorruptionError, GitCommandError, NotFoundError
-from coral.format.contents import RELYING, lock
 from coral.git.command import ask
 from coral.git.enclosing import common_dir, find_git, is_git_dir, owner
 from coral.storage.bounded import read_bounded
+from coral.storage.contents import RELYING, lock
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.verbs.git_manifests import manifests_of_head, texts_of_git

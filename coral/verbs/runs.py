@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from coral.errors import CoralError, NotFoundError
-from coral.format.contents import RUNS, TRASH, lock
 from coral.format.manifest import TensorRecord
 from coral.format.names import check_part_name
 from coral.ids import RUN_ID, ContentRef, RunId, checksum
+from coral.storage.contents import RUNS, TRASH, lock
 from coral.storage.locks import file_lock
 from coral.verbs.git_manifests import STORED
 

@@ -15,7 +15,7 @@ from coral.format.pack import MAX_DEPTH, Entry
 from coral.ids import ChunkId, chunk_id
 from coral.objects import ChunkStore, Memory, Parent
 from coral.objects import writer as writer_module
-from tests.objects.helpers import Tensor
+from tests.objects.helpers import Tensor, write
 
 COUNT = 10_000
 """Elements of a tensor of two bytes each: more than a delta needs to be worth its while."""
@@ -50,6 +50,14 @@ def bf16(data: bytes, name: str = "t", row: int = 1) -> Tensor:
 def parent_of(store: ChunkStore, records: Sequence[TensorRecord], memory: Memory | None = None) -> Parent:
     """What a process knows that has stored nothing yet and goes on from a commit."""
     return Parent({record.name: record for record in records}, store.chunk_ids, memory)
+
+
+def committed(store: ChunkStore, data: list[bytes]) -> list[TensorRecord]:
+    """So many commits of one tensor, each encoded against the one before it."""
+    records: list[TensorRecord] = []
+    for one in data:
+        records += write(store, bf16(one), parent=parent_of(store, records[-1:]))
+    return records
 
 
 def plenty() -> Memory:

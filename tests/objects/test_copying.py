@@ -16,7 +16,7 @@ from coral.format.index import build
 from coral.format.manifest import TensorRecord
 from coral.format.pack import KIND_CHUNK, MAGIC, MAX_DEPTH, Entry, pack_header
 from coral.ids import ChunkId, checksum, chunk_id, single_ref
-from coral.objects import ChunkStore
+from coral.objects import ChunkStore, shelf
 from coral.objects import copying as module
 from coral.objects.copying import ChunkCopier
 from coral.storage import disk
@@ -24,7 +24,7 @@ from coral.storage.locks import file_lock
 from coral.testing.disks import Killing
 from coral.testing.processes import Note, Warm
 from tests.objects.helpers import MIB, Tensor, damage, lose, noise, open_store, read, stored_chunks, write
-from tests.objects.series import bf16, depths, drift, drifting, entry_of, parent_of, weights
+from tests.objects.series import bf16, committed, depths, drift, drifting, entry_of, parent_of, weights
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -48,14 +48,6 @@ def copy(
             copier.plan.add(record)
         copier.copy()
     return copier
-
-
-def series(store: ChunkStore, data: list[bytes]) -> list[TensorRecord]:
-    """So many commits of one tensor, each encoded against the one before it."""
-    records: list[TensorRecord] = []
-    for one in data:
-        records += write(store, bf16(one), parent=parent_of(store, records[-1:]))
-    return records
 
 
 def payload_of(store: ChunkStore, data: bytes) -> bytes:
@@ -140,7 +132,7 @@ def test_an_interrupted_copy_has_chunks_missing_below_a_list(here: ChunkStore, t
 def test_deltas_stay_what_they_are(here: ChunkStore, there: ChunkStore) -> None:
     """A whole series goes over with each record encoded as it was, and as deep."""
     data = drifting(7)
-    records = series(here, data)
+    records = committed(here, data)
     before = depths(here, data)
     copy(here, there, records)
     assert depths(there, data) == before and max(before) > 1
@@ -151,7 +143,7 @@ def test_deltas_stay_what_they_are(here: ChunkStore, there: ChunkStore) -> None:
 def test_a_delta_finds_its_base_in_the_target(here: ChunkStore, there: ChunkStore) -> None:
     """What the target has of the bases is not sent again."""
     data = drifting(3)
-    records = series(here, data)
+    records = committed(here, data)
     copy(here, there, records[:2])
     copier = copy(here, there, records[2:])
     assert copier.chunks == 1
@@ -162,7 +154,7 @@ def test_a_delta_finds_its_base_in_the_target(here: ChunkStore, there: ChunkStor
 def test_one_delta_goes_alone(here: ChunkStore, there: ChunkStore) -> None:
     """A base that only one delta wants would cost more than to encode the chunk without it."""
     data = drifting(4)
-    records = series(here, data)
+    records = committed(here, data)
     assert depths(here, data) == [0, 1, 2, 3]
     copier = copy(here, there, records[3:])
     assert copier.chunks == 1
@@ -190,7 +182,7 @@ def test_many_deltas_bring_their_base(here: ChunkStore, there: ChunkStore) -> No
 def test_a_base_that_is_wanted_costs_nothing(here: ChunkStore, there: ChunkStore, order: tuple[int, ...]) -> None:
     """A chunk in between is sent where that is less than to encode the last one anew, whichever is asked for first."""
     data = drifting(3)
-    records = series(here, data)
+    records = committed(here, data)
     copier = copy(here, there, [records[place] for place in order])
     assert copier.chunks == 3
     assert depths(there, data) == [0, 1, 2]
@@ -200,11 +192,11 @@ def test_a_base_that_is_wanted_costs_nothing(here: ChunkStore, there: ChunkStore
 def test_chains_do_not_grow_past_the_bound(here: ChunkStore, there: ChunkStore) -> None:
     """Where the target holds a base deeper than the source does, what would lie too deep is encoded anew."""
     data = drifting(MAX_DEPTH + 3)
-    records = series(there, data[: MAX_DEPTH + 1])
+    records = committed(there, data[: MAX_DEPTH + 1])
     assert depths(there, data[MAX_DEPTH : MAX_DEPTH + 1]) == [MAX_DEPTH]
-    series(here, data[MAX_DEPTH:])
+    committed(here, data[MAX_DEPTH:])
     assert depths(here, data[MAX_DEPTH:]) == [0, 1, 2]
-    later = series(here, data[MAX_DEPTH:])[1:]
+    later = committed(here, data[MAX_DEPTH:])[1:]
     copy(here, there, later)
     assert max(depths(there, data)) <= MAX_DEPTH
     assert [read(there, record) for record in records + later] == data
@@ -290,7 +282,7 @@ def test_a_lie_does_not_arrive(tmp_path: Path, there: ChunkStore) -> None:
 def test_a_damaged_base_in_the_target(here: ChunkStore, there: ChunkStore, tmp_path: Path) -> None:
     """What is fetched is not made to stand on a base that has rotted here: it can be read whatever becomes of that."""
     data = drifting(2)
-    records = series(here, data)
+    records = committed(here, data)
     copy(here, there, records[:1])
     damage(tmp_path / "there", data[0])
     target = open_store(tmp_path / "there")
@@ -301,7 +293,7 @@ def test_a_damaged_base_in_the_target(here: ChunkStore, there: ChunkStore, tmp_p
 def test_a_damaged_base_in_the_source(here: ChunkStore, there: ChunkStore, tmp_path: Path) -> None:
     """What stands on a damaged base is lost with it, and is not sent; what does not is."""
     data = drifting(3)
-    records = series(here, data)
+    records = committed(here, data)
     (sound,) = write(here, Tensor("sound", noise(9, 5000)))
     damage(tmp_path / "here", data[0])
     copier = copy(open_store(tmp_path / "here"), there, [*records, sound])
@@ -389,7 +381,7 @@ def copy_until(note: Note, root: Path, limit: int) -> int:
 
 def wanted(store: ChunkStore) -> list[TensorRecord]:
     """A series of deltas, and a tensor of several chunks: the same in each process, stored or not."""
-    return [*series(store, drifting(4)), *write(store, Tensor("large", noise(1, 4 * MIB)))]
+    return [*committed(store, drifting(4)), *write(store, Tensor("large", noise(1, 4 * MIB)))]
 
 
 def sound(store: ChunkStore) -> bool:
@@ -432,7 +424,7 @@ def test_both_stores_are_locked(here: ChunkStore, there: ChunkStore, monkeypatch
             pass
         with file_lock(store.lock, timeout=0):
             pass
-    monkeypatch.setattr(module, "file_lock", lambda path, shared: file_lock(path, shared=shared, timeout=0))
+    monkeypatch.setattr(shelf, "file_lock", lambda path, shared: file_lock(path, shared=shared, timeout=0))
     with file_lock(here.lock), pytest.raises(LockedError):
         ChunkCopier(here, there, near=here)
     with file_lock(there.lock, timeout=0):

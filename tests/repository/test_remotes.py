@@ -25,6 +25,7 @@ from coral.verbs.sharing.remotes import (
     folder_of,
     offered_remotes,
     open_remote,
+    open_target,
     remove_remote,
 )
 from tests.repository.helpers import git, tree
@@ -195,7 +196,7 @@ def test_a_folder_with_other_things_in_it(project: Path, tmp_path: Path) -> None
 def test_opening(project: Path, tmp_path: Path) -> None:
     """A remote is opened by its name; one that is not mounted is not made anew in the place where it would be."""
     add(project, "origin", "../shared")
-    store = open_remote(project, Repository(project).config, "origin")
+    store = open_target(project, Repository(project).config, "origin")
     content = store.put_bytes(b"x" * 100)
     (tmp_path / "shared").rename(tmp_path / "away")
     (tmp_path / "shared").mkdir()
@@ -204,10 +205,14 @@ def test_opening(project: Path, tmp_path: Path) -> None:
     assert "mount" in (caught.value.hint or "")
     assert list((tmp_path / "shared").iterdir()) == []
     (tmp_path / "shared").rmdir()
-    with pytest.raises(NotFoundError):
-        open_remote(project, Repository(project).config)
+    for opens in (open_remote, open_target):
+        with pytest.raises(NotFoundError):
+            opens(project, Repository(project).config)
     (tmp_path / "away").rename(tmp_path / "shared")
-    assert open_remote(project, Repository(project).config).get_bytes(content, 100) == b"x" * 100
+    (chunk,) = open_remote(project, Repository(project).config).chunks_in(content)
+    out = bytearray(100)
+    open_remote(project, Repository(project).config).read_chunk(chunk, memoryview(out))
+    assert out == b"x" * 100
 
 
 def test_a_remote_of_a_newer_coral(project: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from coral import Repository
 from coral.experiments import ExperimentTracker
 from coral.format import codecs
 from coral.verbs.config import Remote
-from coral.verbs.sharing.remotes import add_remote, open_remote
+from coral.verbs.sharing.remotes import add_remote, open_target
 from tests.repository.garbage import delta_series, packs
 from tests.repository.harm import damage, flip, fsck, lose, pack_of
 from tests.repository.helpers import commit, raw, read, run_command, tree, weights
@@ -70,7 +70,7 @@ def test_each_source(repo: Repository, source: str, how: str) -> None:
             (batch / f"99999999-0123456789abcdef{suffix}").write_bytes(path.with_suffix(suffix).read_bytes())
     elif source == "remote":
         add_remote(repo.path, repo.folder, Remote("origin", str(repo.path.parent / "remote")))
-        remote = open_remote(repo.path, Repository(repo.path).config)
+        remote = open_target(repo.path, Repository(repo.path).config)
         for suffix in (".pack", ".idx"):
             (remote.folder.root / path.with_suffix(suffix).name).write_bytes(path.with_suffix(suffix).read_bytes())
     elif source == "file":

@@ -13,10 +13,12 @@ from coral.errors import CorruptionError
 from coral.format.manifest import Manifest, TensorRecord
 from coral.ids import chunk_id, single_ref
 from coral.objects import ChunkStore
+from coral.objects.far import FarShelf
 from coral.storage.folder import Folder
+from coral.storage.folder_place import FolderPlace
 from coral.verbs.config import Remote
 from coral.verbs.ingest import write_file
-from coral.verbs.sharing.remotes import add_remote, open_remote
+from coral.verbs.sharing.remotes import add_remote, open_target
 from coral.verbs.sharing.transfer import Transferred, fetch_missing, send
 from tests.objects.helpers import damage
 from tests.repository.helpers import commit, weights
@@ -26,7 +28,12 @@ from tests.repository.helpers import commit, weights
 def remote(repo: Repository, tmp_path: Path) -> ChunkStore:
     """The remote of the repository, empty."""
     add_remote(repo.path, repo.folder, Remote("origin", str(tmp_path / "remote")))
-    return open_remote(repo.path, Repository(repo.path).config)
+    return open_target(repo.path, Repository(repo.path).config)
+
+
+def far(remote: ChunkStore) -> FarShelf:
+    """The same chunks, as they are fetched."""
+    return FarShelf(FolderPlace(remote.folder.root.parent), "packs")
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -50,8 +57,8 @@ def test_files_come_back_elsewhere(repo: Repository, remote: ChunkStore, tmp_pat
     assert sent.chunks > 5 and 0 < sum(moved) < sent.nbytes
     assert send(repo.store, remote, manifests.values()) == Transferred(0, 0)
     clone = Repository(tmp_path / "clone", init=True)
-    assert fetch_missing(clone.store, remote, manifests.values()).chunks == sent.chunks
-    assert fetch_missing(clone.store, remote, manifests.values()) == Transferred(0, 0)
+    assert fetch_missing(clone.store, far(remote), manifests.values()).chunks == sent.chunks
+    assert fetch_missing(clone.store, far(remote), manifests.values()) == Transferred(0, 0)
     for name, path in paths.items():
         write_file(clone.store, manifests[name], Folder(tmp_path / "out"), name)
         assert (tmp_path / "out" / name).read_bytes() == path.read_bytes()
@@ -65,11 +72,11 @@ def test_only_what_is_asked_for(repo: Repository, remote: ChunkStore, tmp_path: 
     assert sent.chunks == len([record for record in one.records if not record.content.startswith("hex:")])
     clone = Repository(tmp_path / "clone", init=True)
     with pytest.raises(CorruptionError, match=r"layer\.weight"):
-        fetch_missing(clone.store, remote, [one, two])
+        fetch_missing(clone.store, far(remote), [one, two])
     # What could be had is there.
-    assert fetch_missing(clone.store, remote, [one]) == Transferred(0, 0)
+    assert fetch_missing(clone.store, far(remote), [one]) == Transferred(0, 0)
     send(repo.store, remote, [two])
-    assert fetch_missing(clone.store, remote, [one, two]).chunks == 1
+    assert fetch_missing(clone.store, far(remote), [one, two]).chunks == 1
 
 
 def test_many_small_sends_are_few_files(repo: Repository, remote: ChunkStore) -> None:
@@ -107,7 +114,7 @@ def test_push_sends_the_tips(repo: Repository, remote: ChunkStore, tmp_path: Pat
     assert repo.remotes.push("origin") == Transferred(0, 0)
     clone = Repository(tmp_path / "clone", init=True)
     for place in (1, 4):
-        fetch_missing(clone.store, remote, repo.parts(commits[place].commit_hash).values())
+        fetch_missing(clone.store, far(remote), repo.parts(commits[place].commit_hash).values())
     assert len({chunk for pack in clone.store.packs.packs for chunk, _ in pack.index.items()}) == sent.chunks
     with pytest.raises(CorruptionError):
-        fetch_missing(clone.store, remote, repo.parts(commits[2].commit_hash).values())
+        fetch_missing(clone.store, far(remote), repo.parts(commits[2].commit_hash).values())

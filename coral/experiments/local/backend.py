@@ -38,8 +38,8 @@ from coral.experiments.local.sink import LocalSink
 from coral.experiments.local.writer import JournalWriter
 from coral.experiments.lookup import find
 from coral.experiments.seams import Best, Query, Totals
-from coral.format.contents import RUNS
 from coral.ids import RUN_ID
+from coral.storage.contents import RUNS
 from coral.storage.files import AppendFile
 from coral.storage.folder import Folder
 from coral.verbs.runs import DELETED

@@ -25,7 +25,7 @@ from coral.experiments.local.record import SUMMARY, Record, decode_history, enco
 from coral.experiments.local.record import decode as decode_record
 from coral.experiments.local.writer import JournalWriter
 from coral.experiments.scalars import Json
-from coral.format.contents import RUNS
+from coral.storage.contents import RUNS
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.verbs.runs import LOCK

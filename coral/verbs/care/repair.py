@@ -33,6 +33,7 @@ from coral.verbs.ingest import store_file
 
 if TYPE_CHECKING:
     from coral.format.manifest import TensorRecord
+    from coral.objects.shelf import Shelf
     from coral.storage.folder import Folder
 
 _TURN_SECONDS = 60.0
@@ -74,7 +75,7 @@ class Repairer:
         folder: Folder,
         store: ChunkStore,
         *,
-        remotes: Mapping[str, Callable[[], ChunkStore]],
+        remotes: Mapping[str, Callable[[], Shelf]],
         files: Iterable[str],
     ) -> None:
         self._project = project
@@ -171,5 +172,5 @@ class Repairer:
         return gone
 
 
-def _copy_all(writer: MendingWriter, opened: Callable[[], ChunkStore]) -> None:
+def _copy_all(writer: MendingWriter, opened: Callable[[], Shelf]) -> None:
     writer.copy_from(opened())

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from coral.errors import AlreadyExistsError, ConflictError, NotFoundError, RepositoryNotFoundError, StorageError
-from coral.format.contents import lock
 from coral.git import settings
 from coral.git.hooks import BEFORE, HOOK, MODE, knows_its_name, script, state_of
 from coral.git.place import Place
+from coral.storage.contents import lock
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.verbs import layout

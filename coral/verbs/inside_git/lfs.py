@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from coral.containers import OpenFile
 from coral.errors import NotFoundError, UsageError
-from coral.format.contents import TMP, lock
 from coral.git.command import ask
 from coral.git.lfs import Pointer
+from coral.storage.contents import TMP, lock
 from coral.storage.locks import file_lock
 from coral.verbs import layout
 

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from coral.errors import AlreadyExistsError, CoralError, FormatError, InvalidNameError, NotFoundError, UsageError
-from coral.format.contents import CONFIG, CORAL, HISTORY, LOCKS, PACKS, TMP, lock
 from coral.git.enclosing import find_git
+from coral.storage.contents import CONFIG, CORAL, HISTORY, LOCKS, PACKS, TMP, lock
 from coral.storage.folder import Folder
+from coral.storage.folder_place import FolderPlace
 from coral.storage.locks import file_lock
 from coral.verbs.config import Config, Remote, read_settings, remote_lines, remotes_of
 from coral.verbs.layout import open_folder
 
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
+    from coral.objects.far import FarShelf
 
 OFFERS = ".coralconfig"
 DEFAULT = "origin"
@@ -125,16 +127,36 @@ def choose_remote(config: Config, name: str | None = None, *, like: str | None =
     return config.remotes[0]
 
 
-def open_remote(project: Path, config: Config, name: str | None = None) -> ChunkStore:
-    """The chunks of a remote; None takes origin, else the only one.
+def open_remote(project: Path, config: Config, name: str | None = None) -> FarShelf:
+    """The chunks of a remote, to fetch from; None takes origin, else the only one.
 
     Raises:
         NotFoundError: no such remote, or its folder is not there, as when it is not mounted.
         UsageError: there are several, or its url is of a kind that is not supported, or leads to a repository.
         VersionError: made by a newer coral.
     """
+    from coral.objects.far import FarShelf
+
+    root = _find(project, config, name)
+    guard = partial(file_lock, _store_lock(root), shared=True)
+    return FarShelf(FolderPlace(root), PACKS, threads=config.threads, guard=guard)
+
+
+def open_target(project: Path, config: Config, name: str | None = None) -> ChunkStore:
+    """The chunk store in a remote's folder, to send to. Raises as :func:`open_remote`."""
     from coral.objects import ChunkStore
 
+    root = _find(project, config, name)
+    return ChunkStore(
+        _folder(root).sub(PACKS),
+        _store_lock(root),
+        threads=config.threads,
+        verify_writes=config.verify_writes,
+    )
+
+
+def _find(project: Path, config: Config, name: str | None) -> Path:
+    """The folder of the remote that is meant, where there is one."""
     remote = choose_remote(config, name)
     root = folder_of(remote, open_folder(project).root.parent)
     folder = _folder(root)
@@ -146,12 +168,11 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> Chunk
             f"the remote {remote.name!r} is not there: {root} holds no coral remote",
             hint=f"mount it, or make a new one there with 'coral remote add {remote.name} {remote.url}'",
         ) from None
-    return ChunkStore(
-        folder.sub(PACKS),
-        root / lock("store"),
-        threads=config.threads,
-        verify_writes=config.verify_writes,
-    )
+    return root
+
+
+def _store_lock(root: Path) -> Path:
+    return root / lock("store")
 
 
 def folder_of(remote: Remote, project: Path) -> Path:
@@ -240,7 +261,7 @@ def _make_ready(root: Path) -> None:
     folder.make_folder(PACKS)
     folder.make_folder(TMP)
     # Whoever may only read the remote cannot make the lock.
-    with file_lock(root / lock("store"), shared=True):
+    with file_lock(_store_lock(root), shared=True):
         folder.write(CONFIG, Config().to_toml().encode())
 
 

@@ -12,6 +12,7 @@ from coral.errors import CorruptionError
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest, TensorRecord
     from coral.objects import ChunkStore
+    from coral.objects.shelf import Shelf
     from coral.objects.writer import Progress
 
 _SHOWN = 5
@@ -26,7 +27,7 @@ class Transferred:
 
 
 def send(
-    source: ChunkStore,
+    source: Shelf,
     target: ChunkStore,
     manifests: Iterable[Manifest],
     progress: Progress | None = None,
@@ -49,10 +50,10 @@ def send(
 
 
 def fetch_missing(
-    store: ChunkStore, remote_store: ChunkStore, manifests: Iterable[Manifest], progress: Progress | None = None
+    store: ChunkStore, remote: Shelf, manifests: Iterable[Manifest], progress: Progress | None = None
 ) -> Transferred:
-    """As :meth:`send`, the other way: copy to ``store`` what it lacks of these manifests and ``remote_store`` has."""
-    return _copy(remote_store, store, _records(manifests), progress, near=store)
+    """As :meth:`send`, the other way: copy to ``store`` what it lacks of these manifests and ``remote`` has."""
+    return _copy(remote, store, _records(manifests), progress, near=store)
 
 
 def _records(manifests: Iterable[Manifest]) -> Iterator[TensorRecord]:
@@ -60,12 +61,12 @@ def _records(manifests: Iterable[Manifest]) -> Iterator[TensorRecord]:
 
 
 def _copy(
-    source: ChunkStore,
+    source: Shelf,
     target: ChunkStore,
     records: Iterable[TensorRecord],
     progress: Progress | None,
     *,
-    near: ChunkStore,
+    near: Shelf,
 ) -> Transferred:
     from coral.objects.copying import ChunkCopier
 
