@@ -17,6 +17,7 @@ from coral.objects.packs import INDEX, PACK
 from coral.objects.scratch import Scratch
 from coral.objects.shelf import fit
 from coral.objects.writer import StoreWriter
+from coral.storage.contents import PACKS, QUARANTINE
 from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from coral.objects.shelf import Shelf
     from coral.objects.store import ChunkStore
 
-QUARANTINE = "quarantine"
-_PACKS = "packs"
 _record, _data = Scratch(), Scratch()
 
 
@@ -168,8 +167,8 @@ def put_aside(store: ChunkStore, pack: Pack) -> bool:
     with store.alone():
         store.packs.forget(pack)
         for suffix in (INDEX, PACK):
-            if root.exists(f"{_PACKS}/{pack.name}{suffix}"):
-                root.move(f"{_PACKS}/{pack.name}{suffix}", f"{QUARANTINE}/{pack.name}{suffix}")
+            if root.exists(f"{PACKS}/{pack.name}{suffix}"):
+                root.move(f"{PACKS}/{pack.name}{suffix}", f"{QUARANTINE}/{pack.name}{suffix}")
     store.packs.refresh()
     return True
 

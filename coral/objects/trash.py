@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from coral.errors import CorruptionError, NotFoundError
 from coral.format import codecs
 from coral.objects.packs import INDEX, PACK, PackSet
+from coral.storage.contents import PACKS, TRASH
 from coral.storage.folder import Folder
 
 if TYPE_CHECKING:
     from coral.ids import ChunkId
     from coral.objects.packs import Pack
 
-_PACKS, _TRASH = "packs", "trash"
 _BATCH = re.compile(r"(\d{8}T\d{6}Z)-[0-9a-f]{8}", re.ASCII)
 _TIME = "%Y%m%dT%H%M%SZ"
 
@@ -62,13 +62,13 @@ class Trash:
 
     def refresh(self) -> None:
         """See what other processes put in or took out."""
-        names = [name for name in self._folder.names(_TRASH) if _BATCH.fullmatch(name)]
+        names = [name for name in self._folder.names(TRASH) if _BATCH.fullmatch(name)]
         known = self._batches
         for name in names:
             if name in known:
                 known[name].refresh()
         self._batches = {
-            name: known.get(name) or PackSet(self._folder.sub(f"{_TRASH}/{name}")) for name in reversed(names)
+            name: known.get(name) or PackSet(self._folder.sub(f"{TRASH}/{name}")) for name in reversed(names)
         }
 
     @property
@@ -86,12 +86,12 @@ class Trash:
     def put(self, pack: str, batch: str) -> None:
         """Take a pack out of the store, durably. Nobody else may be using the store."""
         for suffix in (INDEX, PACK):
-            if self._folder.exists(f"{_PACKS}/{pack}{suffix}"):
-                self._folder.move(f"{_PACKS}/{pack}{suffix}", f"{_TRASH}/{batch}/{pack}{suffix}")
+            if self._folder.exists(f"{PACKS}/{pack}{suffix}"):
+                self._folder.move(f"{PACKS}/{pack}{suffix}", f"{TRASH}/{batch}/{pack}{suffix}")
 
     def batch_of_index(self, pack: str) -> str | None:
         """Where the index of a pack is that was on its way into the trash, or out of it."""
-        return next((batch for batch in self._batches if self._folder.exists(f"{_TRASH}/{batch}/{pack}{INDEX}")), None)
+        return next((batch for batch in self._batches if self._folder.exists(f"{TRASH}/{batch}/{pack}{INDEX}")), None)
 
     def stale(self, grace: float) -> list[str]:
         """What was put in so many seconds ago, or earlier."""
@@ -100,9 +100,9 @@ class Trash:
     def size(self, batches: Iterable[str]) -> Emptied:
         """How many packs, and bytes, there are in some batches."""
         sizes = [
-            self._folder.size(f"{_TRASH}/{batch}/{name}")
+            self._folder.size(f"{TRASH}/{batch}/{name}")
             for batch in batches
-            for name in self._folder.names(f"{_TRASH}/{batch}")
+            for name in self._folder.names(f"{TRASH}/{batch}")
             if name.endswith(PACK)
         ]
         return Emptied(len(sizes), sum(sizes))
@@ -112,7 +112,7 @@ class Trash:
         gone = list(batches)
         size = self.size(gone)
         for batch in gone:
-            key = f"{_TRASH}/{batch}"
+            key = f"{TRASH}/{batch}"
             # The indexes, which sort first, go first: a pack without one is of no use to anybody.
             self._folder.remove_all(f"{key}/{name}" for name in self._folder.names(key))
             self._folder.remove_folder(key)
@@ -184,9 +184,9 @@ class Trash:
     def _put_back(self, found: list[_Found]) -> int:
         for suffix in (PACK, INDEX):
             for batch, pack in reversed(found):
-                self._folder.move(f"{_TRASH}/{batch}/{pack.name}{suffix}", f"{_PACKS}/{pack.name}{suffix}")
+                self._folder.move(f"{TRASH}/{batch}/{pack.name}{suffix}", f"{PACKS}/{pack.name}{suffix}")
         for batch in {batch for batch, _ in found}:
-            self._folder.remove_folder(f"{_TRASH}/{batch}")
+            self._folder.remove_folder(f"{TRASH}/{batch}")
         self.refresh()
         return len(found)
 

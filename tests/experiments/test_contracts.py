@@ -28,7 +28,7 @@ class TestLocalBackend(BackendContract):
     def elsewhere(self, backend: TrackingBackend) -> TrackingBackend:
         """With nothing in mind of what it read before."""
         assert isinstance(backend, LocalBackend)
-        return LocalBackend(backend._storage)
+        return LocalBackend(backend._folder)
 
 
 class TestMemoryBackend(BackendContract):

@@ -49,16 +49,16 @@ class LocalBackend:
     """The folder of runs; see ``seams.TrackingBackend`` for the promises.
 
     Args:
-        storage: coral's folder (``.coral``).
+        folder: coral's folder (``.coral``).
         artifacts: where artifacts' bytes are.
     """
 
-    def __init__(self, storage: Folder, artifacts: ArtifactStore | None = None) -> None:
-        self._storage = storage
-        self._folder = storage.sub(RUNS)
+    def __init__(self, folder: Folder, artifacts: ArtifactStore | None = None) -> None:
+        self._folder = folder
+        self._runs = folder.sub(RUNS)
         self._artifacts = artifacts
-        self._index = Index(storage)
-        self._following = Following(storage, self._index, artifacts)
+        self._index = Index(folder)
+        self._following = Following(folder, self._index, artifacts)
 
     # -- live runs
 
@@ -71,16 +71,14 @@ class LocalBackend:
             if experiment.owner == "process":
                 with contextlib.suppress(StorageError):  # a file system without locks: the pid stands in
                     liveness.hold(lock)
-            if not self._folder.exists(f"{run_id}.json"):
-                self._folder.write(f"{run_id}.json", first)
-            return self._folder.append(f"{run_id}.jsonl")
+            if not self._runs.exists(f"{run_id}.json"):
+                self._runs.write(f"{run_id}.json", first)
+            return self._runs.append(f"{run_id}.jsonl")
 
         experiment.artifact_store = self._artifacts
         label = f"run {experiment.name} ({run_id})"
         shared = experiment.owner == "shell"
-        journal = JournalWriter(
-            connect, label, renew=None if shared else partial(self._folder.renew, f"{run_id}.jsonl")
-        )
+        journal = JournalWriter(connect, label, renew=None if shared else partial(self._runs.renew, f"{run_id}.jsonl"))
         return LocalSink(self._following, RunStart(run_id, first), journal, shared=shared)
 
     def attach(self, experiment_id: str) -> tuple[Experiment, LocalSink]:
@@ -94,11 +92,11 @@ class LocalBackend:
 
         def connect() -> AppendFile:
             with self._following.open_for_append(run_id):
-                return self._folder.append(f"{run_id}.jsonl")
+                return self._runs.append(f"{run_id}.jsonl")
 
         # Here too, because it may have ended since: a sink waits for what refuses, but an ended run never comes back.
         with self._following.open_for_append(run_id):
-            start = RunStart(run_id, self._folder.read(f"{run_id}.json"))
+            start = RunStart(run_id, self._runs.read(f"{run_id}.json"))
             journal = JournalWriter(connect, f"run {experiment.name} ({run_id})")
         return experiment, LocalSink(self._following, start, journal, shared=True)
 
@@ -108,7 +106,7 @@ class LocalBackend:
         """The id of the run that is meant. Raises ExperimentNotFoundError, UsageError."""
         # A whole id, which is what is given most, needs no list of all runs.
         is_whole = isinstance(experiment_id, str) and RUN_ID.fullmatch(experiment_id)
-        if is_whole and self._folder.exists(f"{experiment_id}.json"):
+        if is_whole and self._runs.exists(f"{experiment_id}.json"):
             return experiment_id
         with self._following.mutex:
             self._index.refresh()
@@ -189,9 +187,9 @@ class LocalBackend:
             if not experiment.status.is_final and experiment.owner == "process":
                 raise ConflictError(f"run {run_id} is running", hint="end it first, or stop its process")
         with self._following.locked():
-            self._storage.move(f"{RUNS}/{run_id}.json", f"{DELETED}/{run_id}.json")
-            if self._folder.exists(f"{run_id}.jsonl"):
-                self._storage.move(f"{RUNS}/{run_id}.jsonl", f"{DELETED}/{run_id}.jsonl")
+            self._folder.move(f"{RUNS}/{run_id}.json", f"{DELETED}/{run_id}.json")
+            if self._runs.exists(f"{run_id}.jsonl"):
+                self._folder.move(f"{RUNS}/{run_id}.jsonl", f"{DELETED}/{run_id}.jsonl")
         self._following.forget(run_id)
 
     def restore(self, experiment_id: str) -> str:
@@ -201,11 +199,11 @@ class LocalBackend:
         facts = {one.experiment_id: (to_ms(one.created_at), str(one.status)) for one in trash}
         run_id = find(experiment_id, names, facts=facts, listing="coral exp list --deleted")
         with self._following.locked():
-            if self._folder.exists(f"{run_id}.json"):
+            if self._runs.exists(f"{run_id}.json"):
                 raise AlreadyExistsError(f"run {run_id} is there already")
-            if self._storage.exists(f"{DELETED}/{run_id}.jsonl"):
-                self._storage.move(f"{DELETED}/{run_id}.jsonl", f"{RUNS}/{run_id}.jsonl")
-            self._storage.move(f"{DELETED}/{run_id}.json", f"{RUNS}/{run_id}.json")
+            if self._folder.exists(f"{DELETED}/{run_id}.jsonl"):
+                self._folder.move(f"{DELETED}/{run_id}.jsonl", f"{RUNS}/{run_id}.jsonl")
+            self._folder.move(f"{DELETED}/{run_id}.json", f"{RUNS}/{run_id}.json")
         return run_id
 
     def trash(self) -> list[Experiment]:
@@ -221,7 +219,7 @@ class LocalBackend:
 
         Raises ExperimentNotFoundError, CorruptionError.
         """
-        folder = self._storage.sub(DELETED)
+        folder = self._folder.sub(DELETED)
         record = self._following.read(run_id, folder)
         if not record.experiment.status.is_final:
             with contextlib.suppress(FileNotFoundError):
@@ -231,7 +229,7 @@ class LocalBackend:
     def trashed(self) -> list[str]:
         """The ids of the runs in the trash, damaged or not."""
         return [
-            name[:12] for name in self._storage.names(DELETED) if name.endswith(".json") and RUN_ID.fullmatch(name[:-5])
+            name[:12] for name in self._folder.names(DELETED) if name.endswith(".json") and RUN_ID.fullmatch(name[:-5])
         ]
 
     # -- inside

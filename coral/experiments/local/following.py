@@ -25,7 +25,7 @@ from coral.experiments.local.record import SUMMARY, Record, decode_history, enco
 from coral.experiments.local.record import decode as decode_record
 from coral.experiments.local.writer import JournalWriter
 from coral.experiments.scalars import Json
-from coral.storage.contents import RUNS
+from coral.storage.contents import RUNS, lock
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
 from coral.verbs.runs import LOCK
@@ -71,14 +71,14 @@ class Following:
     """The runs in the folder, kept in mind while they live.
 
     Args:
-        storage: coral's folder (``.coral``).
+        folder: coral's folder (``.coral``).
         index: of the same runs; :attr:`mutex` is held by who uses it.
         artifacts: where artifacts' bytes are.
     """
 
-    def __init__(self, storage: Folder, index: Index, artifacts: ArtifactStore | None) -> None:
-        self._storage = storage
-        self._folder = storage.sub(RUNS)
+    def __init__(self, folder: Folder, index: Index, artifacts: ArtifactStore | None) -> None:
+        self._folder = folder
+        self._runs = folder.sub(RUNS)
         self._artifacts = artifacts
         self._index = index
         self.mutex = forks.rlock()
@@ -86,15 +86,15 @@ class Following:
 
     def lock_path(self, run_id: str) -> Path:
         """The file whose lock says that a run's process lives."""
-        return self._storage.path(f"locks/runs/{run_id}")
+        return self._folder.path(lock(f"runs/{run_id}"))
 
     def locked(self, *, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Nobody else moves, folds or (unless it is shared) adds to a run meanwhile. Raises LockedError."""
-        return file_lock(self._storage.path(LOCK), shared=shared, timeout=_LOCK_SECONDS)
+        return file_lock(self._folder.path(LOCK), shared=shared, timeout=_LOCK_SECONDS)
 
     def read(self, run_id: str, folder: Folder | None = None) -> Record:
         """A run's JSON; the history is read when it is asked for."""
-        where = folder or self._folder
+        where = folder or self._runs
         path = where.path(f"{run_id}.json")
         try:
             summary, fields = _read_fields(path)
@@ -131,19 +131,19 @@ class Following:
         record = self.read(run_id)
         if liveness.is_alive(record.identity, self.lock_path(run_id)):
             return record
-        live = Followed(record, self._folder.path(f"{run_id}.jsonl"))
+        live = Followed(record, self._runs.path(f"{run_id}.jsonl"))
         self._lose(live)
         return live.record
 
     def _read_live(self, run_id: str) -> Followed:
         """A running run from its files. Raises FileNotFoundError when it has just ended."""
-        live = Followed(self.read(run_id), self._folder.path(f"{run_id}.jsonl"))
+        live = Followed(self.read(run_id), self._runs.path(f"{run_id}.jsonl"))
         live.refresh()
         return live
 
     def _read_waiting(self, start: RunStart, journal: JournalWriter) -> Followed:
         """A live run of this process, from what it has written and the lines that wait for the disk."""
-        path = self._folder.path(f"{start.run_id}.json")
+        path = self._runs.path(f"{start.run_id}.json")
         record = decode_record(head(start.first, path)[1] or {}, MetricColumns, path)
         record.experiment.artifact_store = self._artifacts
         live = Followed(record, journal.readable or path.with_suffix(".jsonl"))
@@ -154,7 +154,7 @@ class Following:
 
     def _follow(self, run_id: str) -> Followed:
         """A running run, kept from the query before and brought up to date. Raises FileNotFoundError."""
-        live = self._followed.get(run_id) or Followed(self.read(run_id), self._folder.path(f"{run_id}.jsonl"))
+        live = self._followed.get(run_id) or Followed(self.read(run_id), self._runs.path(f"{run_id}.jsonl"))
         self._followed[run_id] = live
         try:
             live.refresh()
@@ -176,7 +176,7 @@ class Following:
                 try:
                     one = self._follow(run_id)
                 except FileNotFoundError:
-                    one = Followed(self._orphan(run_id), self._folder.path(f"{run_id}.jsonl"))
+                    one = Followed(self._orphan(run_id), self._runs.path(f"{run_id}.jsonl"))
                 except (CoralError, OSError) as error:
                     if isinstance(error, CorruptionError):
                         text = f"the run {run_id} is left out: {error.message}"
@@ -223,9 +223,9 @@ class Following:
         run_id = live.record.experiment.experiment_id
         if not live.fold.ended:
             raise ConflictError(f"run {run_id} has not ended")
-        self._folder.write(f"{run_id}.json", encode(live.record, live.history))
-        self._folder.remove(f"{run_id}.jsonl")
-        self._storage.remove(f"locks/runs/{run_id}")
+        self._runs.write(f"{run_id}.json", encode(live.record, live.history))
+        self._runs.remove(f"{run_id}.jsonl")
+        self._folder.remove(lock(f"runs/{run_id}"))
         liveness.release(self.lock_path(run_id))
         self.forget(run_id)
         return live.record.experiment
@@ -234,7 +234,7 @@ class Following:
     def open_for_append(self, run_id: str) -> Iterator[None]:
         """Keep other processes from ending a run of the shell meanwhile. Raises ConflictError when it has ended."""
         with self.locked(shared=True):
-            if not self._folder.exists(f"{run_id}.jsonl"):
+            if not self._runs.exists(f"{run_id}.jsonl"):
                 raise ConflictError(f"run {run_id} has ended, or its journal is gone: nothing more can be logged to it")
             yield
 

@@ -23,6 +23,7 @@ from coral.experiments.local.table import NO_STEP, FileKey, Table, dump, load
 from coral.experiments.scalars import LAST_MS, MAX_STEP
 from coral.experiments.seams import Query, Totals
 from coral.storage.bounded import read_bounded
+from coral.storage.contents import RUNS
 from coral.storage.folder import Folder
 
 CACHE_KEY = "cache/experiments.index"
@@ -42,13 +43,13 @@ class Index:
     """The summaries of all runs in a folder, kept up to date by :meth:`refresh`.
 
     Args:
-        storage: coral's folder; the runs are under ``experiments``, the cache under ``cache``.
+        folder: coral's folder; the runs are under ``experiments``, the cache under ``cache``.
         clock_ns: nanoseconds since 1970.
     """
 
-    def __init__(self, storage: Folder, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
-        self._storage = storage
-        self._folder = storage.path("experiments")
+    def __init__(self, folder: Folder, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+        self._folder = folder
+        self._runs = folder.path(RUNS)
         self._clock_ns = clock_ns
         self._table: Table | None = None
         self._told: set[str] = set()
@@ -59,7 +60,7 @@ class Index:
         if self._table is None:
             self._table = self._load() or Table()
         try:
-            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(self._runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._table = Table()
             return
@@ -151,14 +152,14 @@ class Index:
 
     def _load(self) -> Table | None:
         try:
-            return load(read_bounded(self._storage, CACHE_KEY, _MAX_CACHE_BYTES))
+            return load(read_bounded(self._folder, CACHE_KEY, _MAX_CACHE_BYTES))
         except (CoralError, OSError, RecursionError, OverflowError):
             return None
 
     def _save(self) -> None:
         if self._table is not None:
             try:
-                self._storage.write(CACHE_KEY, dump(self._table))
+                self._folder.write(CACHE_KEY, dump(self._table))
             except CoralError:  # a read-only or full file system answers all the same, only slower
                 return
 

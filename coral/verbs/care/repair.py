@@ -19,7 +19,6 @@ from coral.errors import CoralError, CorruptionError
 from coral.ids import ChunkId
 from coral.objects import ChunkStore
 from coral.objects.salvage import (
-    QUARANTINE,
     MendingWriter,
     adopt_orphans,
     damaged_packs,
@@ -28,6 +27,7 @@ from coral.objects.salvage import (
     put_aside,
     without_base,
 )
+from coral.storage.contents import QUARANTINE
 from coral.storage.locks import file_lock
 from coral.verbs.ingest import store_file
 
