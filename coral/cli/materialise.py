@@ -13,7 +13,7 @@ from coral.cli.session import Session
 from coral.errors import CorruptionError, NotFoundError
 from coral.format.manifest import is_manifest
 from coral.git.index import blob_id, index_entries, update
-from coral.git.place import top_of
+from coral.git.surroundings import top_of
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest

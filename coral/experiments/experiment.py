@@ -17,7 +17,6 @@ from coral.experiments.scalars import Json, number, stored, tagged, whole
 from coral.ids import ContentRef
 from coral.storage.folder import Folder
 
-"""What every run's id is made of."""
 MODES: dict[str, Mode] = {"min": "min", "max": "max"}
 LinkKind = Literal["exact", "inferred", "before", "run"]
 Owner = Literal["process", "shell"]

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from coral.repository import Repository
 
 _FOLDING_SECONDS = 0.1
-_MAX_LABEL = 10_000
 
 
 class Run(Live, Logs, Experiment):

@@ -1,1 +1,1 @@
-"""One file for each library that coral works with; each is loaded through an entry point, never by a lower floor."""
+"""One file or folder for each library that coral works with; no lower floor imports one: entry points, or the user, do."""

@@ -192,7 +192,7 @@ class Repository(Live):
         opaque: bool = False,
         progress: Progress | None = None,
     ) -> Manifest:
-        """Put a file into the next commit: safetensors, torch zips, npy and npz by their tensors, others whole.
+        """Put a file into the next commit: safetensors, GGUF, torch, npy and npz files by their tensors, others whole.
 
         Warns of one that is kept whole though its name promises tensors.
 

@@ -30,7 +30,8 @@ LOCK = lock(RUNS)
 
 _SECONDS = 15.0
 _RUN, _JOURNAL = ".json", ".jsonl"
-_COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
+COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
+"""Whatever may be the hash of a commit."""
 _BRACE_OR_STRING = re.compile(rb'[{}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MOST_BYTES = (1 << 63) - 1
 
@@ -58,7 +59,7 @@ class RunText(NamedTuple):
     @property
     def commits(self) -> set[str]:
         """Whatever in it may be the id of a commit."""
-        return {found.decode() for found in _COMMIT.findall(self.text)}
+        return {found.decode() for found in COMMIT.findall(self.text)}
 
     @property
     def artifacts(self) -> Iterator[TensorRecord]:

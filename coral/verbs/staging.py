@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from coral.ids import BlobId, CommitHash
     from coral.storage.folder import Folder
 
-_INDEX = "index.json"
+INDEX = "index.json"
+"""What is staged, in the shell's staging area."""
 _LIMIT = 256 << 20
 
 
@@ -129,10 +130,10 @@ class ShellStaging:
                 self._save(overlay)
 
     def peek(self) -> Overlay:
-        if not self._folder.exists(_INDEX):
+        if not self._folder.exists(INDEX):
             return Overlay()
         try:
-            data = json.loads(read_bounded(self._folder, _INDEX, _LIMIT))
+            data = json.loads(read_bounded(self._folder, INDEX, _LIMIT))
             base: CommitHash | None = data["base"]
             parts: dict[str, BlobId | None] = data["parts"]
             if not all(oid is None or is_hash(oid) for oid in (base, *parts.values())):
@@ -144,7 +145,7 @@ class ShellStaging:
             return Overlay()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
-                f"{self._folder.path(_INDEX)} is damaged: {error}", hint="remove it and add the files again"
+                f"{self._folder.path(INDEX)} is damaged: {error}", hint="remove it and add the files again"
             ) from None
         return Overlay(base, {name: self._reader.load(oid) if oid else None for name, oid in blobs.items()})
 
@@ -153,14 +154,14 @@ class ShellStaging:
 
     def _save(self, overlay: Overlay) -> None:
         if not overlay.parts:
-            self._folder.remove(_INDEX)
+            self._folder.remove(INDEX)
             return
         parts = {
             name: None if manifest is None else self._history.write_blob(manifest.to_bytes())
             for name, manifest in sorted(overlay.parts.items())
         }
         data = {"base": overlay.base, "parts": parts, "check": _check(overlay.base, parts)}
-        self._folder.write(_INDEX, json.dumps(data, indent=1).encode())
+        self._folder.write(INDEX, json.dumps(data, indent=1).encode())
 
 
 def _check(base: CommitHash | None, parts: Mapping[str, BlobId | None]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from coral.errors import ConflictError
 from coral.git.hooks import BEFORE, knows_its_name, script, state_of
-from coral.git.place import find_place
+from coral.git.surroundings import surroundings_of
 from coral.verbs.inside_git.install import Installed, Uninstalled, install, uninstall
 from tests.git.conftest import Git
 
@@ -66,11 +66,11 @@ def coral(tmp_path: Path, log: Path) -> Path:
 
 
 def set_up(code: Path, coral: Path) -> Installed:
-    return install(find_place(code), [str(coral)])
+    return install(surroundings_of(code), [str(coral)])
 
 
 def take_out(code: Path) -> Uninstalled:
-    return uninstall(find_place(code))
+    return uninstall(surroundings_of(code))
 
 
 def pushed(git: Git, code: Path, ref: str = "main") -> bool:
@@ -115,7 +115,7 @@ def test_a_push_without_the_program_fails(
         fake = program(tmp_path / "python", tmp_path / "log", status=1)
         fake.write_text("#!/bin/sh\necho No module named coral >&2\nexit 1\n")
         words = [str(fake), "-P", "-m", "coral"]
-    install(find_place(code), words)
+    install(surroundings_of(code), words)
     if gone == "program":
         coral.unlink()
     elif gone == "interpreter":
@@ -353,12 +353,12 @@ def test_core_hooks_path_is_honoured(
     folder = {".githooks": code / ".githooks", "absolute": tmp_path / "hooks", "~/hooks": tmp_path / "home/hooks"}[path]
     git(code, "config", "core.hooksPath", str(folder) if path == "absolute" else path)
     (code / "sub").mkdir()
-    place = find_place(code / "sub")
+    place = surroundings_of(code / "sub")
     done = install(place, [str(coral)])
     assert done.hook == folder / "pre-push"
     assert place.owns_hooks is (path == ".githooks")
     assert push(folder=code / "sub").returncode == 0 and log.read_text().startswith("coral:")
-    assert uninstall(find_place(code / "sub")).change == "removed"
+    assert uninstall(surroundings_of(code / "sub")).change == "removed"
 
 
 def test_hooks_that_are_switched_off_are_a_conflict(git: Git, code: Path, coral: Path) -> None:
@@ -377,7 +377,7 @@ def test_settings_of_the_users_are_a_conflict_before_all_else(git: Git, code: Pa
     with pytest.raises(ConflictError, match=r"merge\.coral\.driver = mine"):
         set_up(code, coral)
     assert look(code / ".git/hooks") == before and not (code / ".coral").exists()
-    done = install(find_place(code), [str(coral)], force=True)
+    done = install(surroundings_of(code), [str(coral)], force=True)
     assert done.overwritten == ("merge.coral.driver = mine",) and len(done.settings) == 5
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from coral.errors import ConflictError, NotFoundError, UsageError
 from coral.format.manifest import Manifest
-from coral.git.place import find_place
+from coral.git.surroundings import surroundings_of
 from coral.verbs import layout
 from coral.verbs.inside_git.track import Edited, Pattern, Tracked, track, tracked, untrack
 from tests.git.conftest import Git
@@ -36,20 +36,23 @@ def add(git: Git, code: Path, files: dict[str, str]) -> None:
 def test_track_writes_the_attributes_of_the_folder(git: Git, code: Path) -> None:
     """As git lfs does: the file of the folder one is in, and only paths below it are meant."""
     sub = code / "sub folder"
-    assert track(find_place(sub), ["*.safetensors", "*.safetensors", "./a b.pt"]).changed == ("*.safetensors", "a b.pt")
+    assert track(surroundings_of(sub), ["*.safetensors", "*.safetensors", "./a b.pt"]).changed == (
+        "*.safetensors",
+        "a b.pt",
+    )
     assert (sub / ".gitattributes").read_text() == f'{LINE}"a b.pt" filter=coral diff=coral merge=coral -text\n'
     assert not (code / ".gitattributes").exists()
     add(git, code, {"a b.pt": "x", "sub folder/a b.pt": "x", "m.safetensors": "x", "sub folder/m.safetensors": "x"})
-    assert tracked(find_place(code)).files == ("sub folder/a b.pt", "sub folder/m.safetensors")
-    assert untrack(find_place(sub), ["a b.pt"]).changed == ("a b.pt",)
+    assert tracked(surroundings_of(code)).files == ("sub folder/a b.pt", "sub folder/m.safetensors")
+    assert untrack(surroundings_of(sub), ["a b.pt"]).changed == ("a b.pt",)
     assert (sub / ".gitattributes").read_text() == LINE
 
 
 def test_tracking_twice_changes_nothing(code: Path) -> None:
     """Not even the file's time."""
-    track(find_place(code), ["*.pt"])
+    track(surroundings_of(code), ["*.pt"])
     before = (code / ".gitattributes").stat()
-    assert track(find_place(code), ["*.pt"]) == Edited((), ())
+    assert track(surroundings_of(code), ["*.pt"]) == Edited((), ())
     after = (code / ".gitattributes").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
@@ -57,14 +60,14 @@ def test_tracking_twice_changes_nothing(code: Path) -> None:
 def test_a_wrong_pattern_writes_nothing(code: Path) -> None:
     """All or nothing, for track and for untrack; what is known is named."""
     with pytest.raises(UsageError):
-        track(find_place(code), ["*.pt", "models/"])
+        track(surroundings_of(code), ["*.pt", "models/"])
     assert not (code / ".gitattributes").exists()
     with pytest.raises(NotFoundError, match="does not track"):
-        untrack(find_place(code), ["*.pt"])
-    track(find_place(code), ["*.pt", "*.bin"])
+        untrack(surroundings_of(code), ["*.pt"])
+    track(surroundings_of(code), ["*.pt", "*.bin"])
     before = (code / ".gitattributes").read_bytes()
     with pytest.raises(NotFoundError) as error:
-        untrack(find_place(code), ["*.pt", "*.npy"])
+        untrack(surroundings_of(code), ["*.pt", "*.npy"])
     assert "*.bin" in (error.value.hint or "") and (code / ".gitattributes").read_bytes() == before
 
 
@@ -74,8 +77,8 @@ def test_the_file_keeps_its_mode_and_bytes(code: Path, mode: int) -> None:
     file = code / ".gitattributes"
     file.write_bytes(b"*.txt text\r\n\xff\xfe binary")
     file.chmod(mode)
-    track(find_place(code), ["*.pt"])
-    untrack(find_place(code), ["*.pt"])
+    track(surroundings_of(code), ["*.pt"])
+    untrack(surroundings_of(code), ["*.pt"])
     assert file.read_bytes() == b"*.txt text\r\n\xff\xfe binary"
     assert file.stat().st_mode & 0o777 == mode
 
@@ -85,7 +88,7 @@ def test_a_link_is_refused(code: Path) -> None:
     (code / "shared").write_text("# shared\n")
     (code / ".gitattributes").symlink_to("shared")
     with pytest.raises(ConflictError, match="symbolic link"):
-        track(find_place(code), ["*.pt"])
+        track(surroundings_of(code), ["*.pt"])
     assert (code / ".gitattributes").is_symlink() and (code / "shared").read_text() == "# shared\n"
 
 
@@ -94,22 +97,22 @@ def test_files_in_git_whole_are_named(git: Git, code: Path) -> None:
     files = {"m.safetensors": "whole", "sub folder/n.safetensors": "whole", "done.safetensors": MANIFEST, "x.py": "x"}
     (code / "link.safetensors").symlink_to("m.safetensors")
     add(git, code, files)
-    assert track(find_place(code / "sub folder"), ["*.safetensors"]).stale == ("sub folder/n.safetensors",)
-    assert track(find_place(code), ["*.safetensors"]).stale == ("m.safetensors", "sub folder/n.safetensors")
-    assert track(find_place(code / "sub folder"), ["*.safetensors"]).stale == ("sub folder/n.safetensors",)
-    assert track(find_place(code), ["*.py"]).stale == ("m.safetensors", "sub folder/n.safetensors", "x.py")
+    assert track(surroundings_of(code / "sub folder"), ["*.safetensors"]).stale == ("sub folder/n.safetensors",)
+    assert track(surroundings_of(code), ["*.safetensors"]).stale == ("m.safetensors", "sub folder/n.safetensors")
+    assert track(surroundings_of(code / "sub folder"), ["*.safetensors"]).stale == ("sub folder/n.safetensors",)
+    assert track(surroundings_of(code), ["*.py"]).stale == ("m.safetensors", "sub folder/n.safetensors", "x.py")
 
 
 def test_files_in_git_by_coral_are_named(git: Git, code: Path) -> None:
     """After untracking, what is in git as a manifest must be added again, unless another pattern still has it."""
-    track(find_place(code), ["*.safetensors", "kept*"])
+    track(surroundings_of(code), ["*.safetensors", "kept*"])
     add(git, code, {"a.safetensors": MANIFEST, "kept.safetensors": MANIFEST, "whole.safetensors": "whole"})
-    assert untrack(find_place(code), ["*.safetensors"]) == Edited(("*.safetensors",), ("a.safetensors",))
+    assert untrack(surroundings_of(code), ["*.safetensors"]) == Edited(("*.safetensors",), ("a.safetensors",))
 
 
 def test_tracked_lists_all_attribute_files(git: Git, code: Path) -> None:
     """Of every folder, new or in git, and git's own info/attributes; not those that git ignores or does not read."""
-    track(find_place(code / "sub folder"), ["*.pt"])
+    track(surroundings_of(code / "sub folder"), ["*.pt"])
     (code / ".git/info").mkdir(exist_ok=True)
     (code / ".git/info/attributes").write_text("private* filter=coral\n")
     for folder in ("ignored", "linked"):
@@ -118,8 +121,8 @@ def test_tracked_lists_all_attribute_files(git: Git, code: Path) -> None:
     (code / "linked/.gitattributes").symlink_to("../.gitattributes")
     (code / ".gitignore").write_text("ignored\n")
     add(git, code, {"private.bin": "x", "ö\nü.pt": "x", "sub folder/m.pt": "x", "m.safetensors": "x", "other": "x"})
-    track(find_place(code), ["*.safetensors"])
-    assert tracked(find_place(code / "sub folder")) == Tracked(
+    track(surroundings_of(code), ["*.safetensors"])
+    assert tracked(surroundings_of(code / "sub folder")) == Tracked(
         (
             Pattern("*.safetensors", ".gitattributes"),
             Pattern("*.pt", "sub folder/.gitattributes"),
@@ -131,31 +134,31 @@ def test_tracked_lists_all_attribute_files(git: Git, code: Path) -> None:
 
 def test_a_repository_without_a_commit_or_a_file(code: Path) -> None:
     """Nothing is tracked, and that is no error."""
-    assert tracked(find_place(code)) == Tracked((), ())
+    assert tracked(surroundings_of(code)) == Tracked((), ())
 
 
 def test_conflicts_and_submodules_are_listed_once(git: Git, code: Path, tmp_path: Path) -> None:
     """A file in conflict has several blobs in the index and is one file; a submodule is no file."""
-    track(find_place(code), ["*.pt"])
+    track(surroundings_of(code), ["*.pt"])
     git(tmp_path, "clone", "-q", str(code), "other")
     git(tmp_path / "other", "commit", "-q", "--allow-empty", "-m", "x")
     git(code, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(tmp_path / "other"), "sub.pt")
     blobs = [git(code, "hash-object", "-w", "--stdin", data=text).strip() for text in "abc"]
     lines = "".join(f"100644 {blob} {stage + 1}\tm.pt\n" for stage, blob in enumerate(blobs))
     git(code, "update-index", "--index-info", data=lines)
-    assert tracked(find_place(code)).files == ("m.pt",)
+    assert tracked(surroundings_of(code)).files == ("m.pt",)
 
 
 def test_sha256_repositories(git: Git, tmp_path: Path) -> None:
     """Longer object names are no matter."""
     git(tmp_path, "init", "-q", "--object-format=sha256", "code")
     add(git, tmp_path / "code", {"a.pt": "whole", "b.pt": MANIFEST})
-    assert track(find_place(tmp_path / "code"), ["*.pt"]).stale == ("a.pt",)
+    assert track(surroundings_of(tmp_path / "code"), ["*.pt"]).stale == ("a.pt",)
 
 
 def test_eight_processes_may_track_at_once(code: Path) -> None:
     """No pattern is lost to another process that writes the same file."""
     layout.create(code)
-    at_once(lambda number: str(track(find_place(code), [f"{number}.pt"])), 8)
+    at_once(lambda number: str(track(surroundings_of(code), [f"{number}.pt"])), 8)
     lines = (code / ".gitattributes").read_text().splitlines()
     assert sorted(line.split()[0] for line in lines) == [f"{number}.pt" for number in range(8)]

@@ -45,7 +45,7 @@ def command(session: Session, paths: tuple[str, ...], target: str, ref: str | No
     from coral.cli.filtering import open_filter
     from coral.git.blobs import BlobReader
     from coral.git.index import index_entries, tree_entries
-    from coral.git.place import top_of
+    from coral.git.surroundings import top_of
     from coral.verbs.inside_git import export
 
     top = top_of(Path.cwd())

@@ -46,7 +46,7 @@ def command(session: Session, names: tuple[str, ...], history: bool, skip_missin
       git reset --hard refs/coral/before-import-lfs/heads/main
       git update-ref -d refs/coral/before-import-lfs/heads/main
     """
-    from coral.git.place import top_of
+    from coral.git.surroundings import top_of
     from coral.verbs.inside_git.lfs import refuse_without_filter
 
     top = top_of(Path.cwd())

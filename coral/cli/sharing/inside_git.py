@@ -14,7 +14,7 @@ from coral.errors import UsageError
 
 if TYPE_CHECKING:
     from coral.cli.session import Session
-    from coral.git.place import Place
+    from coral.git.surroundings import Surroundings
     from coral.verbs.inside_git.install import Installed
 
 local_option = click.option("--local", "local", is_flag=True, help="For this repository; the default.")
@@ -28,11 +28,11 @@ def is_global(local: bool, everywhere: bool) -> bool:
     return everywhere
 
 
-def here() -> Place:
+def here() -> Surroundings:
     """The git worktree of the working folder. Raises NotFoundError, UsageError."""
-    from coral.git.place import find_place
+    from coral.git.surroundings import surroundings_of
 
-    return find_place(Path.cwd())
+    return surroundings_of(Path.cwd())
 
 
 def say_settings(session: Session, keys: Iterable[str], verb: str, whose: str) -> None:
@@ -42,7 +42,7 @@ def say_settings(session: Session, keys: Iterable[str], verb: str, whose: str) -
         session.say(f"{verb} git's settings of this {whose}: {listed}")
 
 
-def say_installed(session: Session, place: Place, done: Installed) -> None:
+def say_installed(session: Session, place: Surroundings, done: Installed) -> None:
     """Say what an installation changed, and what the user should know of the hook."""
     if done.created:
         session.say(f"Made a coral repository in {done.folder}")
@@ -63,7 +63,7 @@ def say_installed(session: Session, place: Place, done: Installed) -> None:
         session.advise(f"{done.hook} was edited since coral wrote it, and is left as it is")
 
 
-def print_files(title: str, use: str, place: Place, paths: Iterable[str]) -> None:
+def print_files(title: str, use: str, place: Surroundings, paths: Iterable[str]) -> None:
     """Print files as seen from here, as git does, with what to do about them; nothing for none."""
     listed = [printable(os.path.relpath(place.top / path)) for path in paths]
     if listed:

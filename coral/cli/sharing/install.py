@@ -12,7 +12,7 @@ from coral.cli.session import Session, pass_session
 from coral.cli.sharing.inside_git import global_option, here, is_global, local_option, say_installed, say_settings
 
 if TYPE_CHECKING:
-    from coral.git.place import Place
+    from coral.git.surroundings import Surroundings
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(session: Session, local: bool, everywhere: bool, force: bool) -> Non
         session.say("coral is installed in this repository already")
 
 
-def _adopt(session: Session, place: Place) -> bool:
+def _adopt(session: Session, place: Surroundings) -> bool:
     """Take over the remotes that the project's .coralconfig offers, and say so; whether there were any."""
     from coral.verbs import layout
     from coral.verbs.sharing.remotes import adopt_remotes

@@ -78,7 +78,7 @@ class _Unfinished(NamedTuple):
 
 
 def _top() -> Path:
-    from coral.git.place import top_of
+    from coral.git.surroundings import top_of
 
     top = top_of(Path.cwd())
     if top is None:

@@ -11,7 +11,7 @@ from coral.cli.session import Session, pass_session
 from coral.cli.sharing.inside_git import here, print_files, say_installed
 
 if TYPE_CHECKING:
-    from coral.git.place import Place
+    from coral.git.surroundings import Surroundings
 
 
 @click.command()
@@ -47,7 +47,7 @@ def command(session: Session, patterns: tuple[str, ...]) -> None:
         session.advise("commit the patterns too: git add .gitattributes")
 
 
-def _install_where_missing(session: Session, place: Place) -> None:
+def _install_where_missing(session: Session, place: Surroundings) -> None:
     from coral.verbs.inside_git.install import install, is_configured, is_installed
 
     if not is_installed(place):

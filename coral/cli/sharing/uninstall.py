@@ -14,7 +14,7 @@ from coral.cli.sharing.inside_git import global_option, here, is_global, local_o
 from coral.errors import NotFoundError, RepositoryNotFoundError
 
 if TYPE_CHECKING:
-    from coral.git.place import Place
+    from coral.git.surroundings import Surroundings
     from coral.verbs.inside_git.install import Uninstalled
 
 
@@ -75,7 +75,7 @@ def _say_forgotten(session: Session, paths: Sequence[Path]) -> bool:
     return bool(paths)
 
 
-def _say_hook(session: Session, place: Place, done: Uninstalled) -> None:
+def _say_hook(session: Session, place: Surroundings, done: Uninstalled) -> None:
     if done.change in ("removed", "restored"):
         session.say(f"{done.change} the hook {done.hook}")
         if not place.owns_hooks:
@@ -86,7 +86,7 @@ def _say_hook(session: Session, place: Place, done: Uninstalled) -> None:
         session.advise(f"{done.hook} is not coral's any more: it is left as it is, and so is pre-push.before-coral")
 
 
-def _advise(session: Session, place: Place) -> None:
+def _advise(session: Session, place: Surroundings) -> None:
     from coral.git.settings import installed_program
     from coral.verbs.inside_git.track import tracked
 

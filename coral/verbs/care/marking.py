@@ -10,23 +10,23 @@ coral and the file of a run that is damaged. What cannot be read is an error, be
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coral.errors import CorruptionError, NotFoundError
 from coral.objects.idset import IdSet
+from coral.storage.contents import STAGING
 from coral.verbs.git_manifests import STORED
 from coral.verbs.relying import reliers
-from coral.verbs.runs import Seen, texts_of_runs
+from coral.verbs.runs import COMMIT, Seen, texts_of_runs
+from coral.verbs.staging import INDEX
 
 if TYPE_CHECKING:
     from coral.history import History
     from coral.storage.folder import Folder
 
-_COMMIT = re.compile(rb"\b[0-9a-f]{40}\b", re.ASCII)
-_STAGING = "staging/index.json"
+_STAGED = f"{STAGING}/{INDEX}"
 
 
 class Marks:
@@ -69,7 +69,7 @@ class Marks:
     def _staged(self) -> Iterator[str]:
         """What the shell's staging area names."""
         try:
-            text = self._folder.read(_STAGING)
+            text = self._folder.read(_STAGED)
         except NotFoundError:
             return
         try:
@@ -77,8 +77,8 @@ class Marks:
             named = [data["base"], *data["parts"].values()]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             named = [0]
-        if not all(oid is None or (isinstance(oid, str) and _COMMIT.fullmatch(oid.encode())) for oid in named):
-            raise CorruptionError(f"{self._folder.path(_STAGING)} is damaged", hint="remove it and add the files again")
+        if not all(oid is None or (isinstance(oid, str) and COMMIT.fullmatch(oid.encode())) for oid in named):
+            raise CorruptionError(f"{self._folder.path(_STAGED)} is damaged", hint="remove it and add the files again")
         yield from filter(None, named)
 
     def _runs(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Literal
 from coral.errors import AlreadyExistsError, ConflictError, NotFoundError, RepositoryNotFoundError, StorageError
 from coral.git import settings
 from coral.git.hooks import BEFORE, HOOK, MODE, knows_its_name, script, state_of
-from coral.git.place import Place
+from coral.git.surroundings import Surroundings
 from coral.storage.contents import lock
 from coral.storage.folder import Folder
 from coral.storage.locks import file_lock
@@ -70,7 +70,7 @@ class Uninstalled:
     forgotten: tuple[Path, ...]
 
 
-def install(place: Place, program: Sequence[str], *, force: bool = False, configure: bool = True) -> Installed:
+def install(place: Surroundings, program: Sequence[str], *, force: bool = False, configure: bool = True) -> Installed:
     """Set coral up in a repository; doing it again changes nothing, or brings paths up to date.
 
     Args:
@@ -108,20 +108,20 @@ def install(place: Place, program: Sequence[str], *, force: bool = False, config
     )
 
 
-def is_configured(place: Place) -> bool:
+def is_configured(place: Surroundings) -> bool:
     """Whether git's settings, of whatever scope, name a program of coral's that is there."""
     program = settings.installed_program(place.top)
     return program is not None and os.path.exists(program[0])
 
 
-def is_installed(place: Place) -> bool:
+def is_installed(place: Surroundings) -> bool:
     """Whether git runs coral here: settings, hook and coral's own repository are there, and that one knows of git's."""
     states, folder = _states(Folder(place.hooks)).values(), _coral_folder(place)
     is_known = folder is not None and is_noted(folder, place.common)
     return is_configured(place) and is_known and any(state != "foreign" for state in states)
 
 
-def uninstall(place: Place) -> Uninstalled:
+def uninstall(place: Surroundings) -> Uninstalled:
     """Take out what :func:`install` put in; the weights stay. Doing it again changes nothing."""
     folder = _coral_folder(place)
     with alone(place):
@@ -132,14 +132,14 @@ def uninstall(place: Place) -> Uninstalled:
 
 
 @contextlib.contextmanager
-def alone(place: Place) -> Iterator[None]:
+def alone(place: Surroundings) -> Iterator[None]:
     """Keep other processes of coral from changing git's files of this repository, where coral has a place to say so."""
     folder = _coral_folder(place)
     with file_lock(folder.path(lock("git"))) if folder is not None else contextlib.nullcontext():
         yield
 
 
-def _coral_folder(place: Place) -> Folder | None:
+def _coral_folder(place: Surroundings) -> Folder | None:
     try:
         return layout.open_folder(place.top)
     except RepositoryNotFoundError:
@@ -149,7 +149,7 @@ def _coral_folder(place: Place) -> Folder | None:
 # -- the hook
 
 
-def _check_hooks(place: Place) -> None:
+def _check_hooks(place: Surroundings) -> None:
     if place.hooks.exists() and not place.hooks.is_dir():
         raise ConflictError(
             f"core.hooksPath is {place.hooks}, so that git runs no hooks, and would push without any tensors",
@@ -163,7 +163,7 @@ def _check_hooks(place: Place) -> None:
         )
 
 
-def _put_in(place: Place, program: Sequence[str]) -> tuple[Path, HookChange]:
+def _put_in(place: Surroundings, program: Sequence[str]) -> tuple[Path, HookChange]:
     hooks, data = Folder(place.hooks), script(program)
     states = _states(hooks)
     name = _corals(states) or HOOK
@@ -196,7 +196,7 @@ def _is_one_file(hooks: Folder, name: str) -> bool:
     return os.path.samestat(hooks.path(name).lstat(), hooks.path(BEFORE).lstat())
 
 
-def _take_out(place: Place) -> tuple[Path, HookChange]:
+def _take_out(place: Surroundings) -> tuple[Path, HookChange]:
     hooks = Folder(place.hooks)
     states = _states(hooks)
     name = _corals(states) or HOOK

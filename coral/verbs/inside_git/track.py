@@ -11,7 +11,7 @@ from coral.errors import ConflictError, NotFoundError
 from coral.format.manifest import is_manifest
 from coral.git import attributes, index
 from coral.git.blobs import read_found
-from coral.git.place import Place
+from coral.git.surroundings import Surroundings
 from coral.storage.folder import Folder
 from coral.verbs.inside_git.install import alone
 
@@ -48,7 +48,7 @@ class Tracked:
     files: tuple[str, ...]
 
 
-def track(place: Place, given: Sequence[str]) -> Edited:
+def track(place: Surroundings, given: Sequence[str]) -> Edited:
     """Give patterns coral's filter, in the attribute file of the place's folder.
 
     Raises:
@@ -64,7 +64,7 @@ def track(place: Place, given: Sequence[str]) -> Edited:
     return Edited(changed, tuple(sorted(matched - manifests)))
 
 
-def untrack(place: Place, given: Sequence[str]) -> Edited:
+def untrack(place: Surroundings, given: Sequence[str]) -> Edited:
     """Take coral's filter from patterns, in the attribute file of the place's folder.
 
     Raises:
@@ -80,7 +80,7 @@ def untrack(place: Place, given: Sequence[str]) -> Edited:
     return Edited(changed, tuple(sorted(_manifests(place, (entry for entry in entries if entry.name in lost)))))
 
 
-def tracked(place: Place) -> Tracked:
+def tracked(place: Surroundings) -> Tracked:
     """What coral takes in the whole worktree."""
     sources = {name: place.top / name for name in index.attribute_files(place.top)}
     sources[os.path.relpath(place.attributes, place.top)] = place.attributes
@@ -93,7 +93,7 @@ def tracked(place: Place) -> Tracked:
     return Tracked(tuple(patterns), tuple(sorted(_filtered(place, index.index_entries(place.top)))))
 
 
-def _edit(place: Place, patterns: Sequence[str], change: Callable[[str, str], str]) -> tuple[str, ...]:
+def _edit(place: Surroundings, patterns: Sequence[str], change: Callable[[str, str], str]) -> tuple[str, ...]:
     """Change the attribute file pattern by pattern; returns those that made a difference."""
     folder, text = Folder(place.folder), _text(place)
     path, changed = folder.path(attributes.FILE), []
@@ -107,14 +107,14 @@ def _edit(place: Place, patterns: Sequence[str], change: Callable[[str, str], st
     return tuple(changed)
 
 
-def _text(place: Place) -> str:
+def _text(place: Surroundings) -> str:
     path = place.folder / attributes.FILE
     if path.is_symlink():
         raise ConflictError(f"{path} is a symbolic link, which git does not read", hint="make it a file of its own")
     return Folder(place.folder).read(attributes.FILE).decode(*_CODING) if path.exists() else ""
 
 
-def _check_tracked(place: Place, patterns: Iterable[str]) -> None:
+def _check_tracked(place: Surroundings, patterns: Iterable[str]) -> None:
     known = attributes.patterns(_text(place))
     for pattern in patterns:
         if pattern not in known:
@@ -123,18 +123,18 @@ def _check_tracked(place: Place, patterns: Iterable[str]) -> None:
             raise NotFoundError(f"{where} does not track {pattern!r}", hint=hint)
 
 
-def _below(place: Place) -> list[index.Entry]:
+def _below(place: Surroundings) -> list[index.Entry]:
     """The files in the index that the attribute file of the place's folder may match."""
     folder = os.path.relpath(place.folder, place.top)
     start = "" if folder == "." else f"{folder}/"
     return [entry for entry in index.index_entries(place.top) if entry.name.startswith(start)]
 
 
-def _filtered(place: Place, entries: Iterable[index.Entry]) -> set[str]:
+def _filtered(place: Surroundings, entries: Iterable[index.Entry]) -> set[str]:
     return index.filtered(place.top, (entry.name for entry in entries if entry.is_file))
 
 
-def _manifests(place: Place, entries: Iterable[index.Entry]) -> set[str]:
+def _manifests(place: Surroundings, entries: Iterable[index.Entry]) -> set[str]:
     """The files whose blob is a manifest."""
     wanted = ((entry.blob, entry.name) for entry in entries if entry.is_file)
     return {name for name, _ in read_found(place.top, wanted, wanted=is_manifest)}

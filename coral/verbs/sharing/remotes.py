@@ -28,6 +28,7 @@ from coral.verbs.layout import open_folder
 if TYPE_CHECKING:
     from coral.objects import ChunkStore
     from coral.objects.far import FarShelf
+    from coral.storage.place import Place
 
 OFFERS = ".coralconfig"
 DEFAULT = "origin"
@@ -139,7 +140,12 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> FarSh
 
     root = _find(project, config, name)
     guard = partial(file_lock, _store_lock(root), shared=True)
-    return FarShelf(FolderPlace(root), PACKS, threads=config.threads, guard=guard)
+    return FarShelf(place_of(root), PACKS, threads=config.threads, guard=guard)
+
+
+def place_of(root: Path) -> Place:
+    """What a remote is read through. Every remote is a folder as yet: another kind is told apart here, by its url."""
+    return FolderPlace(root)
 
 
 def open_target(project: Path, config: Config, name: str | None = None) -> ChunkStore:

@@ -34,7 +34,7 @@ def send(
     *,
     artifacts: Iterable[TensorRecord] = (),
 ) -> Transferred:
-    """Copy to ``target``, which may be far, the chunks of these manifests that it lacks, and the bases that they need.
+    """Copy to ``target`` the chunks of these manifests that it lacks, and the bases that they need.
 
     Likewise those of the artifacts, each of which is as a tensor of bytes.
 

@@ -15,7 +15,7 @@ from coral.git.enclosing import find_git, is_git_dir, owner
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Surroundings:
     """A folder in a worktree of git's.
 
     Attributes:
@@ -81,7 +81,7 @@ def _refuse_another(folder: Path, top: Path) -> None:
         )
 
 
-def find_place(folder: Path) -> Place:
+def surroundings_of(folder: Path) -> Surroundings:
     """The worktree of git's that a folder is in.
 
     Raises:
@@ -104,7 +104,7 @@ def find_place(folder: Path) -> Place:
         Path(os.path.normpath(top / _ask(top, *question)))
         for question in (("--git-common-dir",), ("--git-path", "hooks"), ("--git-path", "info/attributes"))
     )
-    return Place(folder, top, common, hooks, attributes)
+    return Surroundings(folder, top, common, hooks, attributes)
 
 
 def _ask(folder: Path, *question: str) -> str:
