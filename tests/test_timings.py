@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral import Repository
-from coral.errors import NothingToCommitError
+from coral.errors import CoralError, NothingToCommitError
 from coral.timings import Stopwatch, step
 
 Tree = list[tuple[str, "Tree"]]
@@ -95,6 +95,17 @@ def test_staging_belongs_to_the_commit_that_follows(tmp_path: Path) -> None:
         repo.commit("the same")
     repo.commit("two", allow_empty=True)
     assert "read, hash and encode tensors" not in repo.timings.steps
+
+
+def test_what_failed_before_it_began_is_not_carried_over(tmp_path: Path) -> None:
+    """A tag that is taken, or a state that cannot be kept, belongs to no later commit."""
+    repo = Repository(tmp_path, init=True)
+    repo.save({"w": np.zeros(1000, "<f4")}, step=0, tags=["v1"])
+    for wrong in ({"tags": ["v1"]}, {"state": object()}):
+        with pytest.raises(CoralError):
+            repo.save({"w": np.zeros(1000, "<f4")}, step=1, **wrong)
+    repo.commit("two", allow_empty=True)
+    assert repo.timings is not None and "take the state apart" not in repo.timings.steps
 
 
 def test_the_shell_shows_them(tmp_path: Path) -> None:

@@ -136,7 +136,9 @@ class Fold:
         if not isinstance(time_ms, int) or not 0 <= time_ms <= LAST_MS:
             raise ValueError("an event's time is not one of the calendar")
         kind = event["e"]
-        if kind in KINDS:
+        if kind == _POINTS:  # nearly all of them
+            self._points(event, time_ms)
+        elif kind in KINDS:
             KINDS[str(kind)].apply(self, event, time_ms)
         self.last_ms = time_ms
 

@@ -74,13 +74,13 @@ class Mirrors:
     def follow(self, experiment: Experiment, sink: RunSink) -> RunSink:
         """What records a run that has just begun to be recorded by ``sink``, and tells the mirrors of it."""
         feeds = [feed for feed in self._feeds if feed.begin()]
-        return MirroredSink(self, sink, [_Followed(feed, experiment) for feed in feeds]) if feeds else sink
+        return MirroredSink(self, sink, [_Told(feed, experiment) for feed in feeds]) if feeds else sink
 
 
 class MirroredSink:
     """A run's sink whose events mirrors are told of; see ``seams.RunSink`` for the promises."""
 
-    def __init__(self, mirrors: Mirrors, sink: RunSink, followed: list[_Followed]) -> None:
+    def __init__(self, mirrors: Mirrors, sink: RunSink, followed: list[_Told]) -> None:
         self._mirrors = mirrors  # whose threads live as long
         self._sink = sink
         self._followed = followed
@@ -141,7 +141,7 @@ class MirroredSink:
             followed.wait(until)
 
 
-class _Followed:
+class _Told:
     """A run as one mirror knows it.
 
     Attributes:
@@ -215,7 +215,7 @@ class _Feed:
     def after_fork(self) -> None:
         """A child has no thread yet, and its parent's events are not its own."""
         self._has_thread = False
-        self._waiting: SimpleQueue[tuple[_Followed, Event | None] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[tuple[_Told, Event | None] | None] = SimpleQueue()
 
     def begin(self) -> bool:
         """Be ready to be told of a run; False for a mirror that is left out."""
@@ -236,7 +236,7 @@ class _Feed:
         """Whether too much waits."""
         return self._waiting.qsize() >= MOST_WAITING
 
-    def put(self, followed: _Followed, event: Event | None) -> None:
+    def put(self, followed: _Told, event: Event | None) -> None:
         """Have it told; one call, which no interrupt parts."""
         self._waiting.put((followed, event))
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -39,6 +40,7 @@ from coral.history.packed import Indexes
 from coral.history.plain import NotPlainError, PlainRefs, RefTarget
 from coral.storage.files import sync_file, sync_folder, translate_errors
 from coral.storage.folder import Folder
+from coral.timings import step
 
 if TYPE_CHECKING:
     import pygit2
@@ -48,7 +50,10 @@ else:
         """pygit2, imported at first use: that takes as long as most commands, which read loose files alone."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("pygit2"), name)
+            if "pygit2" in sys.modules:
+                return getattr(import_module("pygit2"), name)
+            with step("load libgit2"):
+                return getattr(import_module("pygit2"), name)
 
     pygit2 = _Pygit2()
 

@@ -1,7 +1,7 @@
 """Refs, read without libgit2 where they are plain: a repository as coral makes it, each ref a file as git writes it.
 
-Loading libgit2 takes longer than all else that most commands do. Whatever is out of the ordinary is left to it: what is
-answered here, it would answer in the same way.
+Loading libgit2 takes longer than all else that most commands do. Whatever is out of the ordinary is left to it. What is
+answered here it would answer in the same way, except that a link that leads nowhere hides refs from its listing.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def _bytes(path: str) -> bytes | None:
     except OSError as error:
         raise NotPlainError from error
     try:
-        with open(fd, "rb", buffering=0) as file:
-            return file.read(_MOST_BYTES)
-    except OSError as error:
+        return os.read(fd, _MOST_BYTES)
+    except OSError as error:  # a folder of refs, for one
         raise NotPlainError from error
+    finally:
+        os.close(fd)

@@ -1,1 +1,1 @@
-"""One file or folder for each library that coral works with; no lower floor imports one: entry points, or the user, do."""
+"""One file or folder for each library that coral works with; no lower floor imports one, entry points and users do."""

@@ -59,7 +59,7 @@ class _FarFolder:
         self._listed = found
         return sorted(found)
 
-    def map(self, key: str) -> bytes:
+    def map(self, key: str) -> bytes | memoryview:
         return self._place.read(self._start + key)
 
     def open(self, key: str) -> _FarFile:
@@ -87,6 +87,7 @@ class _FarFile:
         self._ahead = threading.local()  # each thread goes its own way
 
     def read_into(self, offset: int, out: memoryview) -> int:
+        data: bytes | memoryview
         if len(out) < _AHEAD_BYTES:
             data = self._read_short(offset, len(out))
         else:
@@ -94,10 +95,10 @@ class _FarFile:
         out[: len(data)] = data
         return len(data)
 
-    def _read_short(self, offset: int, length: int) -> bytes:
+    def _read_short(self, offset: int, length: int) -> bytes | memoryview:
         start, data = getattr(self._ahead, "last", (0, b""))
         if not start <= offset <= start + len(data) - length:
             start, data = offset, self._place.read(self._key, offset, offset + _AHEAD_BYTES)
             self._ahead.last = start, data
-        found: bytes = data[offset - start : offset - start + length]
+        found: bytes | memoryview = data[offset - start : offset - start + length]
         return found

@@ -377,7 +377,7 @@ class StoreWriter(TensorHasher):
         return _Delta(codecs.Base(base, data), depth)
 
     def _bases_of(self, chunk: ChunkId) -> list[ChunkId]:
-        """as :meth:`Shelf.bases_of`, of chunks that may not be sealed yet."""
+        """As :meth:`Shelf.bases_of`, of chunks that may not be sealed yet."""
         bases: list[ChunkId] = []
         while chunk in self._bases:
             chunk = self._bases[chunk]

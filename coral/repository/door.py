@@ -93,7 +93,7 @@ class Repository(Live):
 
     @property
     def config(self) -> Config:
-        """Its settings, as they were when this object was made."""
+        """Its settings, as they were when this object was made; :attr:`remotes` looks anew."""
         return self._opened.config
 
     @property
@@ -311,10 +311,11 @@ class Repository(Live):
                 call came from a signal handler in the middle of another one.
             AlreadyExistsError: a tag exists; one taken in the very moment is found out after the commit landed.
         """
-        self._committer.check_free()
-        names = self.check_tags(tags)
-        draft = self._draft(message, author, names, metadata=metadata, step=step, metrics=metrics)
-        return self._committer.commit(draft.but(allow_empty=allow_empty, sign=self._signer(sign)), wait=wait)
+        with self._committer.timed():
+            self._committer.check_free()
+            names = self.check_tags(tags)
+            draft = self._draft(message, author, names, step, metrics, metadata, allow_empty=allow_empty, sign=sign)
+            return self._committer.commit(draft, wait=wait)
 
     def check_tags(self, tags: Sequence[str]) -> tuple[str, ...]:
         """The tags that a commit shall get, each once. Raises AlreadyExistsError for one that is taken."""
@@ -325,16 +326,19 @@ class Repository(Live):
         message: str,
         author: str | None,
         tags: tuple[str, ...],
-        *,
         step: int | None,
         metrics: Mapping[str, float] | None,
         metadata: Mapping[str, object] | None = None,
+        *,
+        allow_empty: bool,
+        sign: bool | str = False,
     ) -> Draft:
         with self._line.stopwatch.running("look at the code"):
             code = self.code
         trailers = build_trailers(step=step, metrics=metrics, metadata=metadata, code=code)
         trailers.update(self._committer.trailers(step=step, metrics=metrics))
-        return Draft(message, author or self.author or _DEFAULT_AUTHOR, trailers, tags)
+        author = author or self.author or _DEFAULT_AUTHOR
+        return Draft(message, author, trailers, tags, allow_empty, sign=self._signer(sign))
 
     def _signer(self, sign: bool | str) -> Callable[[bytes], str] | None:
         if not sign:
@@ -429,13 +433,14 @@ class Repository(Live):
         """
         from coral.verbs.checkpoint import parts_of
 
-        self._committer.check_free()
-        names = self.check_tags(tags)
         text = message or ("checkpoint" if step is None else f"step {step}")
-        draft = self._draft(text, None, names, step=step, metrics=metrics).but(allow_empty=True)
-        with self._line.stopwatch.running("take the state apart"):
-            parts = parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
-        return self._committer.save(parts, draft, wait=wait)
+        with self._committer.timed():
+            self._committer.check_free()
+            names = self.check_tags(tags)
+            draft = self._draft(text, None, names, step, metrics, allow_empty=True)
+            with self._line.stopwatch.running("take the state apart"):
+                parts = parts_of(model, optimizer, scheduler, state, metadata=metadata or {})
+            return self._committer.save(parts, draft, wait=wait)
 
     def load_into(
         self,
@@ -629,7 +634,7 @@ class Repository(Live):
         from coral.verbs.undo import undo
 
         self.flush()
-        return undo(self._heads(), self.store, count)
+        return undo(self._heads(), lambda: self.store, count)
 
     # -- move
 

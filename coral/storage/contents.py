@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CORAL = ".coral"
+CACHE = "cache"
 CONFIG = "config.toml"
 """Written last when a repository is made: its presence says that all else is there."""
 HISTORY = ".git"

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 _BESIDE_SUFFIX = ".coral-tmp"
 _STALE_TMP_SECONDS = 60.0
-_MAP_BYTES = 16 << 20
+MAP_BYTES = 16 << 20
+"""What is longer is mapped rather than read."""
 _UNIQUE = re.compile(r"\.[0-9a-f]{16}\Z", re.ASCII)
 
 
@@ -88,7 +89,7 @@ class Folder:
         path = self.path(key)
         with translate_errors(path), path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            if size <= _MAP_BYTES:
+            if size <= MAP_BYTES:
                 return file.read(size)
             return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
 

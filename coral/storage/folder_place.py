@@ -6,6 +6,7 @@ What is written lies in ``tmp`` until it is whole and durable; ``locks`` holds t
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import stat
 import time
@@ -17,7 +18,7 @@ from coral.errors import ConflictError, InvalidNameError, NotFoundError
 from coral.storage import disk
 from coral.storage.contents import LOCKS, TMP
 from coral.storage.files import translate_errors
-from coral.storage.folder import Folder
+from coral.storage.folder import MAP_BYTES, Folder
 from coral.storage.locks import file_lock
 from coral.storage.place import Found, Stamp, check_key, is_key
 
@@ -57,7 +58,7 @@ class FolderPlace:
             raise NotFoundError(f"no file {path}")
         return _found(key, status)
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | memoryview:
         """As of any place. An object that is replaced meanwhile is read to its end."""
         path = self._path(key)
         with translate_errors(path):
@@ -67,7 +68,7 @@ class FolderPlace:
                 if not stat.S_ISREG(status.st_mode):
                     raise NotFoundError(f"no file {path}")
                 first, last, _ = slice(start, stop).indices(status.st_size)
-                return _read(fd, first, last)
+                return _read(fd, first, last) if last - first <= MAP_BYTES else _map(fd, first, last)
             finally:
                 os.close(fd)
 
@@ -90,7 +91,9 @@ class FolderPlace:
     def remove(self, key: str) -> None:
         """As of any place."""
         path = self._path(key)
-        if path.exists():
+        with translate_errors(path):
+            is_there = path.exists()
+        if is_there:
             with self._alone():
                 self._folder.remove(key)
 
@@ -117,6 +120,11 @@ class FolderPlace:
             else:
                 file.publish(key)
             return stamp
+
+
+def _map(fd: int, start: int, stop: int) -> memoryview:
+    base = start - start % mmap.ALLOCATIONGRANULARITY
+    return memoryview(mmap.mmap(fd, stop - base, prot=mmap.PROT_READ, offset=base))[start - base :]
 
 
 def _read(fd: int, first: int, last: int) -> bytes:

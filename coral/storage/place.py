@@ -78,10 +78,10 @@ class Place(Protocol):
         Who is to replace it looks first, and reads then: the other way round the stamp may be of newer bytes.
         """
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes | memoryview:
         """The bytes [start, stop) of an object; those that there are, as of a slice. Raises NotFoundError.
 
-        All of them are of one and the same object, as it was when the call began or later.
+        All of them are of one and the same object, as it was when the call began or later. Many may be mapped.
         """
 
     def create(self, key: str, data: Buffer) -> Stamp:

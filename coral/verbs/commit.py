@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
@@ -53,10 +53,6 @@ class Draft:
     allow_empty: bool = False
     time: datetime | None = None
     sign: Callable[[bytes], str] | None = None
-
-    def but(self, *, allow_empty: bool, sign: Callable[[bytes], str] | None = None) -> Draft:
-        """This draft, of a commit that may change nothing, or is signed."""
-        return replace(self, allow_empty=allow_empty, sign=sign)
 
 
 class CommitOptions(TypedDict, total=False):

@@ -79,6 +79,15 @@ class Committer:
 
         return self._beside(prepare)
 
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """What comes to nothing is no part of the next commit's timings."""
+        try:
+            yield
+        except BaseException:
+            self._line.stopwatch.take()
+            raise
+
     def check_free(self) -> None:
         """Wait for the commit under way. Raises ConflictError in the middle of another one, and what went wrong."""
         self._line.check_not_inside()

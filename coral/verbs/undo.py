@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from coral.errors import ConflictError, CorruptionError, NotFoundError, RefNotFoundError, UsageError
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 _SYMBOLIC = "ref: "
 
 
-def undo(heads: Heads, store: ChunkStore, count: int) -> list[Operation]:
+def undo(heads: Heads, opened: Callable[[], ChunkStore], count: int) -> list[Operation]:
     """Take the last operations back; returns them. That is an operation too; the files follow where they did.
+
+    Args:
+        opened: opens the chunk store.
 
     Raises:
         UsageError, NotFoundError, ConflictError, OverwriteError: they cannot be; nothing was changed.
@@ -29,6 +32,7 @@ def undo(heads: Heads, store: ChunkStore, count: int) -> list[Operation]:
     history = heads.history
     operations = _last_operations(history, count)
     changes = _changes_of(operations)
+    store = opened()
     _take_back_collections(store, operations)
     with store.held():
         _bring_back(history, heads.reader, store, changes)

@@ -150,3 +150,15 @@ def test_the_options_come_first(history: History) -> None:
     command = [sys.executable, "-c", program, str(history.git_dir)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["8", "True"], done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="NOT TESTED: open descriptors; there is no /proc here")
+def test_a_name_that_is_a_folder_of_refs_leaves_nothing_open(history: History) -> None:
+    """Where a branch is called a/x, a is looked for as often as you like."""
+    commit_on(history, "a/x", "text")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        with pytest.raises(CoralError):
+            history.resolve("a")
+        assert history.branch_tip("a") is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -220,3 +223,28 @@ def test_nothing_is_collected_while_it_is_copied(store: ChunkStore, tmp_path: Pa
         file_lock(store.lock, timeout=0).__enter__()
     with file_lock(store.lock, timeout=0):
         pass
+
+
+_LOOKING = """
+import resource, sys
+from pathlib import Path
+from coral.ids import ChunkId
+from coral.objects.far import FarShelf
+from coral.storage.folder_place import FolderPlace
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert ChunkId(bytes(32)) not in FarShelf(FolderPlace(Path(sys.argv[1])), "packs").packs
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_a_damaged_place_takes_no_memory(tmp_path: Path) -> None:
+    """An index and a pack of 700 MiB of nothing, which cost whoever put them there no disk, are not read into it."""
+    name = "99999999-0123456789abcdef"
+    for suffix in (".pack", ".idx"):
+        path = tmp_path / "packs" / f"{name}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.truncate(path, 700 << 20)
+    done = subprocess.run([sys.executable, "-c", _LOOKING, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 100

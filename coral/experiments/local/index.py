@@ -23,10 +23,10 @@ from coral.experiments.local.table import NO_STEP, FileKey, Table, dump, load
 from coral.experiments.scalars import LAST_MS, MAX_STEP
 from coral.experiments.seams import Query, Totals
 from coral.storage.bounded import read_bounded
-from coral.storage.contents import RUNS
+from coral.storage.contents import CACHE, RUNS
 from coral.storage.folder import Folder
 
-CACHE_KEY = "cache/experiments.index"
+CACHE_KEY = f"{CACHE}/experiments.index"
 _FILES = re.compile(r"\0([0-9a-f]{12})\.json(?=\0)", re.ASCII)
 _BATCH = 32
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

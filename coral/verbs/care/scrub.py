@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from coral.errors import CoralError, NotFoundError, UsageError
+from coral.storage.contents import CACHE
 
 if TYPE_CHECKING:
     from coral.ids import ChunkId
     from coral.storage.folder import Folder
 
-_FILE = "cache/scrub.json"
+_FILE = f"{CACHE}/scrub.json"
 _ALL = 1 << 64
 _TURNS = 16
 
