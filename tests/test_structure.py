@@ -109,8 +109,13 @@ def floor(name: str) -> float:
     return DOOR_FLOOR if name == DOOR else FLOORS[name]
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
     """The line and the absolute dotted name of each import, wherever it stands; ``from a import b`` is ``a.b``."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
     package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Callable
 from functools import partial
@@ -179,7 +180,13 @@ def test_the_gate_lets_collection_in(repo: Repository) -> None:
     """A process that never lets go is told of as a lock, and writers are not failed by the one who waits."""
     commit(repo, 1)
     repo.stage_weights(weights(2))
-    waiting = child("Repository(sys.argv[1]).maintenance.gc()", repo.path)
+    impatient = """
+        from coral.objects.shelf import LocalShelf
+        alone = LocalShelf.alone
+        LocalShelf.alone = lambda shelf: alone(shelf, timeout=4.0)
+        Repository(sys.argv[1]).maintenance.gc()
+    """
+    waiting = child(textwrap.dedent(impatient), repo.path)
     time.sleep(1.0)
     writer = child("commit(Repository(sys.argv[1]), 3)", repo.path)
     _, errors = waiting.communicate(timeout=60)
