@@ -144,7 +144,7 @@ def open_remote(project: Path, config: Config, name: str | None = None) -> FarSh
 
 
 def place_of(root: Path) -> Place:
-    """What a remote is read through. Every remote is a folder as yet: another kind is told apart here, by its url."""
+    """What a remote is read through. Every remote is a folder as yet."""
     return FolderPlace(root)
 
 
