@@ -27,7 +27,7 @@ test: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@echo "== mypy --strict (3 seconds, a minute the first time)"
 	@$(BIN)/mypy
-	@echo "== pytest, two at a time (7 to 15 minutes)"
+	@echo "== pytest, two at a time (8 to 17 minutes)"
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 torture: $(STAMP)

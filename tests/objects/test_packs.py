@@ -154,7 +154,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_large_index_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An index too large to be read into memory serves as well, and so does its pack when the index is damaged."""
-    monkeypatch.setattr(folder_module, "_MAP_BYTES", 0)
+    monkeypatch.setattr(folder_module, "MAP_BYTES", 0)
     (chunk,) = put(tmp_path, 1, noise(1, 60))
     for _ in range(2):
         store = open_store(tmp_path)
