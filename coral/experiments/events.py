@@ -146,8 +146,8 @@ class Fold:
         step, metadata = event.get("s"), event.get("d")
         if step.__class__ is not int or abs(step) > MAX_STEP:
             step = _step(step)
-        extra = _object(stored(checked(metadata))) if metadata else None
-        values = _object(event["v"]).items()
+        extra = read_object(stored(checked(metadata))) if metadata else None
+        values = read_object(event["v"]).items()
         points = [(name, value if value.__class__ is float else untagged(value)) for name, value in values]
         for name, value in points:
             self.history.append(name, value, step, time_ms, extra)
@@ -156,7 +156,7 @@ class Fold:
         """The fold has the run."""
 
     def _params(self, event: Event, time_ms: int) -> None:
-        change = shown(self._that_fits(_object(stored(checked(event["v"])))))
+        change = shown(self._that_fits(read_object(stored(checked(event["v"])))))
         self.experiment.params = merge(self.experiment.params, change)
         self.experiment.parameter_history.append(ParameterChange(from_ms(time_ms), change))
 
@@ -169,10 +169,10 @@ class Fold:
         return kept
 
     def _set(self, event: Event, time_ms: int) -> None:
-        run, fields = self.experiment, _object(event["v"])
-        gone = set(map(str, _list(fields.get("remove_tags", []))))
-        added = map(str, _list(fields.get("add_tags", [])))
-        labels = {**run.labels, **_object(fields.get("labels", {}))}
+        run, fields = self.experiment, read_object(event["v"])
+        gone = set(map(str, read_list(fields.get("remove_tags", []))))
+        added = map(str, read_list(fields.get("add_tags", [])))
+        labels = {**run.labels, **read_object(fields.get("labels", {}))}
         declared = read_objective(fields.get("objective", {}))
         run.tags = [tag for tag in dict.fromkeys([*run.tags, *added]) if tag not in gone]
         run.labels = {key: str(value) for key, value in labels.items() if value is not None}
@@ -181,11 +181,11 @@ class Fold:
             run.notes = None if fields["notes"] is None else str(fields["notes"])
 
     def _artifact(self, event: Event, time_ms: int) -> None:
-        self.experiment.artifacts.append(read_artifact({**_object(event["v"]), "t": time_ms}))
+        self.experiment.artifacts.append(read_artifact({**read_object(event["v"]), "t": time_ms}))
 
     def _commit(self, event: Event, time_ms: int) -> None:
         commit_hash = str(event["hash"])
-        metrics = {name: untagged(value) for name, value in _object(event.get("metrics") or {}).items()}
+        metrics = {name: untagged(value) for name, value in read_object(event.get("metrics") or {}).items()}
         step = _step(event.get("step"))
         for name, value in metrics.items():
             self._metric_of_commit(name, value, step, time_ms)
@@ -207,7 +207,7 @@ class Fold:
 
     def _end(self, event: Event, time_ms: int) -> None:
         status, failure, run = ExperimentStatus(str(event["status"])), event.get("failure"), self.experiment
-        failure = _object(stored(checked(failure))) if failure else None
+        failure = read_object(stored(checked(failure))) if failure else None
         run.status, run.failure, run.ended_at = status, failure, from_ms(time_ms)
         if event.get("commit"):
             run.commit_hash = str(event["commit"])
@@ -221,7 +221,7 @@ def _size(change: ParameterChange) -> int:
 def read_objective(data: Json) -> dict[str, Mode]:
     """A declared objective. Raises ValueError, KeyError for a direction that is neither ``min`` nor ``max``."""
     result: dict[str, Mode] = {}
-    for name, mode in _object(data).items():
+    for name, mode in read_object(data).items():
         result[name] = MODES[str(mode)]
     return result
 
@@ -234,13 +234,15 @@ def read_artifact(data: dict[str, Json]) -> Artifact:
     return Artifact(name, str(data["kind"]), nbytes, str(data["ref"]), from_ms(time_ms))
 
 
-def _object(data: Json) -> dict[str, Json]:
+def read_object(data: Json) -> dict[str, Json]:
+    """A JSON object. Raises ValueError for anything else."""
     if not isinstance(data, dict):
         raise ValueError("not an object")
     return data
 
 
-def _list(data: Json) -> list[Json]:
+def read_list(data: Json) -> list[Json]:
+    """A JSON array. Raises ValueError for anything else."""
     if not isinstance(data, list):
         raise ValueError("not a list")
     return data

@@ -61,7 +61,7 @@ def consolidate(store: LocalShelf) -> int:
 
 @contextlib.contextmanager
 def _locks(store: LocalShelf) -> Iterator[None]:
-    with file_lock(store.lock.with_name("consolidate"), timeout=0), file_lock(store.lock, shared=True, timeout=0):
+    with file_lock(store.turn_lock, timeout=0), file_lock(store.lock, shared=True, timeout=0):
         yield
 
 

@@ -186,6 +186,16 @@ class LocalShelf(Shelf):
         self.trash = Trash(Folder(folder.root.parent))
         self._gate = Gate(lock)
 
+    @property
+    def turn_lock(self) -> Path:
+        """Held by who merges packs, repairs or collects, one at a time; by no one who only writes."""
+        return self.lock.with_name("consolidate")
+
+    @property
+    def trash_lock(self) -> Path:
+        """Held by who takes something back out of the trash."""
+        return self.lock.with_name("trash")
+
     def kept(self) -> contextlib.AbstractContextManager[None]:
         """As of any shelf: no collection takes place meanwhile."""
         return file_lock(self.lock, shared=True)
@@ -222,7 +232,7 @@ class LocalShelf(Shelf):
         wanted = [chunk for chunk in chunks if chunk not in self.packs and self.trash.holds(chunk)]
         if not wanted:
             return 0
-        with file_lock(self.lock.with_name("trash")):
+        with file_lock(self.trash_lock):
             # Another process may have taken them out meanwhile.
             self.packs.refresh()
             self.trash.refresh()

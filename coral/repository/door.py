@@ -311,7 +311,7 @@ class Repository(Live):
                 call came from a signal handler in the middle of another one.
             AlreadyExistsError: a tag exists; one taken in the very moment is found out after the commit landed.
         """
-        with self._committer.timed():
+        with self._committer.preparing():
             self._committer.check_free()
             names = self.check_tags(tags)
             draft = self._draft(message, author, names, step, metrics, metadata, allow_empty=allow_empty, sign=sign)
@@ -434,7 +434,7 @@ class Repository(Live):
         from coral.verbs.checkpoint import parts_of
 
         text = message or ("checkpoint" if step is None else f"step {step}")
-        with self._committer.timed():
+        with self._committer.preparing():
             self._committer.check_free()
             names = self.check_tags(tags)
             draft = self._draft(text, None, names, step, metrics, allow_empty=True)

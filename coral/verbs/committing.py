@@ -80,7 +80,7 @@ class Committer:
         return self._beside(prepare)
 
     @contextlib.contextmanager
-    def timed(self) -> Iterator[None]:
+    def preparing(self) -> Iterator[None]:
         """What comes to nothing is no part of the next commit's timings."""
         try:
             yield

@@ -101,7 +101,7 @@ def _take_back_collections(store: ChunkStore, operations: Sequence[Operation]) -
     """Put what was collected back into the store. Raises NotFoundError when it is gone."""
     batches = [one.trash for one in operations if one.trash is not None]
     if batches:
-        with store.held(), file_lock(store.lock.with_name("trash")):
+        with store.held(), file_lock(store.trash_lock):
             for batch in batches:
                 store.trash.take_back_batch(batch, store.packs)
 

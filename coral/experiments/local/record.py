@@ -28,7 +28,7 @@ from datetime import datetime
 
 from coral.errors import CorruptionError, VersionError
 from coral.experiments.columns import MetricColumns, Mode, Series
-from coral.experiments.events import read_artifact, read_objective
+from coral.experiments.events import read_artifact, read_list, read_object, read_objective
 from coral.experiments.experiment import (
     Experiment,
     ExperimentStatus,
@@ -286,7 +286,7 @@ def _check_history(data: bytes) -> None:
 
 
 def _decode(data: dict[str, Json], load: Callable[[], MetricColumns]) -> Record:
-    who = _dict(data["identity"])
+    who = read_object(data["identity"])
     owner: Owner = "shell" if who["owner"] == "shell" else "process"
     run = Experiment(
         experiment_id=str(data["experiment_id"]),
@@ -297,39 +297,40 @@ def _decode(data: dict[str, Json], load: Callable[[], MetricColumns]) -> Record:
         started_at=_time(data["started_at"]),
         ended_at=_time(data["ended_at"]),
         metrics=Metrics(load),
-        params=shown(_dict(data["params"])),
-        tags=[str(tag) for tag in _items(data["tags"])],
+        params=shown(read_object(data["params"])),
+        tags=[str(tag) for tag in read_list(data["tags"])],
         commit_hash=_string(data["commit_hash"]),
         branch=_string(data["branch"]),
         parent_experiment=_string(data["parent_experiment"]),
         notes=_string(data["notes"]),
         group=_string(data["group"]),
-        labels={key: str(value) for key, value in _dict(data["labels"]).items()},
+        labels={key: str(value) for key, value in read_object(data["labels"]).items()},
         objective=read_objective(data["objective"]),
-        failure=_dict(data["failure"]) if data["failure"] is not None else None,
-        artifacts=[read_artifact(_dict(one)) for one in _items(data["artifacts"])],
-        commits=[_commit_from_json(_dict(one)) for one in _items(data["commits"])],
+        failure=read_object(data["failure"]) if data["failure"] is not None else None,
+        artifacts=[read_artifact(read_object(one)) for one in read_list(data["artifacts"])],
+        commits=[_commit_from_json(read_object(one)) for one in read_list(data["commits"])],
         start_commit=_string(data["start_commit"]),
-        code=_dict(data["code"]) if data["code"] is not None else None,
-        environment=_dict(data["environment"]),
+        code=read_object(data["code"]) if data["code"] is not None else None,
+        environment=read_object(data["environment"]),
         owner=owner,
-        parameter_history=[_change(_dict(one)) for one in _items(data["parameter_history"])],
+        parameter_history=[_change(read_object(one)) for one in read_list(data["parameter_history"])],
         dropped_points=_int(data["dropped_points"]),
     )
     identity = Identity(owner, _int(who["pid"]), str(who["start"]), str(who["boot"]), str(who["host"]))
     links = {
-        name: {mode: _items(link) for mode, link in _dict(both).items()} for name, both in _dict(data["links"]).items()
+        name: {mode: read_list(link) for mode, link in read_object(both).items()}
+        for name, both in read_object(data["links"]).items()
     }
     return Record(run, identity, links)
 
 
 def _change(data: dict[str, Json]) -> ParameterChange:
-    return ParameterChange(from_ms(_int(data["t"])), shown(_dict(data["params"])))
+    return ParameterChange(from_ms(_int(data["t"])), shown(read_object(data["params"])))
 
 
 def _commit_from_json(data: dict[str, Json]) -> LinkedCommit:
     step = None if data["step"] is None else _int(data["step"])
-    metrics = {name: untagged(value) for name, value in _dict(data["metrics"]).items()}
+    metrics = {name: untagged(value) for name, value in read_object(data["metrics"]).items()}
     return LinkedCommit(str(data["hash"]), step, metrics, from_ms(_int(data["t"])), _int(data["after"]))
 
 
@@ -349,16 +350,4 @@ def _string(data: Json) -> str | None:
 def _int(data: Json) -> int:
     if type(data) is not int:
         raise ValueError(f"{data!r} is not a whole number")
-    return data
-
-
-def _dict(data: Json) -> dict[str, Json]:
-    if not isinstance(data, dict):
-        raise ValueError("not an object")
-    return data
-
-
-def _items(data: Json) -> list[Json]:
-    if not isinstance(data, list):
-        raise ValueError("not a list")
     return data

@@ -97,7 +97,7 @@ def collect(
         raise CorruptionError(
             f"{', '.join(damaged)}: damaged, so that nobody knows what it leads to", hint="run coral fsck"
         )
-    with file_lock(store.lock.with_name("consolidate"), timeout=_TURN_SECONDS):
+    with file_lock(store.turn_lock, timeout=_TURN_SECONDS):
         collection = _Collection(project, folder, history, store, 0.0 if prune_now else grace, prune_now)
         return collection.dry_run() if dry_run else collection.run(progress)
 

@@ -91,7 +91,7 @@ class Repairer:
         Raises:
             StorageError, LockedError: the disk refused, or others kept the store busy; it can be run again.
         """
-        with file_lock(self._store.lock.with_name("consolidate"), timeout=_TURN_SECONDS):
+        with file_lock(self._store.turn_lock, timeout=_TURN_SECONDS):
             indexes = mend_indexes(self._store)
             records = list(damaged)
             # A chunk list first: it tells which chunks there are.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from coral.format.manifest import SKELETON_NAME
 from coral.verbs.merging.average import Average
 from coral.verbs.merging.merge import Merge, Read, Side, Versions
-from coral.verbs.merging.sides import Ours, Theirs
+from coral.verbs.merging.sides import OURS, THEIRS
 
 if TYPE_CHECKING:
     from coral.format.manifest import Manifest, TensorRecord
@@ -54,7 +54,7 @@ class Rule(Protocol):
         ...
 
 
-RULES: Final[Mapping[str, Rule]] = MappingProxyType({rule.name: rule for rule in (Ours(), Theirs(), Average())})
+RULES: Final[Mapping[str, Rule]] = MappingProxyType({rule.name: rule for rule in (OURS, THEIRS, Average())})
 """All of them, in the order in which they are offered."""
 
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 from coral.verbs.merging.merge import Read, Side, Versions
 
 
-class Ours:
-    """What we made of it."""
+@dataclass(frozen=True, slots=True)
+class OneSide:
+    """What one side made of it."""
 
-    name = "ours"
-    help = "Take our version of them."
-    why_not = ""
-    frame: Side = "ours"
+    name: Side
+    help: str
+    why_not: str = ""
 
-    def settle(self, versions: Versions, read: Read) -> Side:
-        """Ours."""
-        return "ours"
-
-
-class Theirs:
-    """What they made of it."""
-
-    name = "theirs"
-    help = "Take their version of them."
-    why_not = ""
-    frame: Side = "theirs"
+    @property
+    def frame(self) -> Side:
+        """That side's rest of the file, too."""
+        return self.name
 
     def settle(self, versions: Versions, read: Read) -> Side:
-        """Theirs."""
-        return "theirs"
+        """That side's."""
+        return self.name
+
+
+OURS: Final = OneSide("ours", "Take our version of them.")
+THEIRS: Final = OneSide("theirs", "Take their version of them.")
