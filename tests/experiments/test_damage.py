@@ -223,3 +223,11 @@ def test_a_field_of_another_kind_is_damage(repo: Repository, ended: Path, kind: 
             ended.write_text(json.dumps(forged, indent=1))
             with pytest.raises(CorruptionError):
                 ExperimentTracker(repo).get(ended.stem)
+
+
+def test_what_has_no_id_is_no_run(repo: Repository, tracker: ExperimentTracker) -> None:
+    """Whatever else lies in the folder of runs: it is neither counted nor completed, and damages nothing."""
+    run = tracker.start("a").end()
+    for name in ("notes.json", "0123456789ab.json.bak", "0123456789AB.json", "a.jsonl"):
+        (repo.folder.root / "experiments" / name).write_text("{}")
+    assert run_ids(repo.folder) == [run.experiment_id] and list(damaged_runs(repo)) == []

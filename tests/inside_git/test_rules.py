@@ -42,6 +42,13 @@ def test_the_options_are_the_rules() -> None:
     assert all(rule.help in shown for rule in RULES.values())
 
 
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_a_side_takes_its_own(side: Side) -> None:
+    """Of each tensor, also one that it removed, and of the rest of the file."""
+    versions = Versions(None, None, None)
+    assert RULES[side].frame == RULES[side].settle(versions, lambda record: iter(())) == side
+
+
 class Xor:
     """A rule for tests: the bits in which an odd number of the versions has a one."""
 
